@@ -1,0 +1,139 @@
+"""The anchor theta_0: matched to the params, checked, copied, laid out."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.experimental.shard_alike import shard_alike
+
+from optax_spd import _layers
+
+ORIGIN = 'origin'
+
+
+def check(caller: str, anchor: Any, dtype: Any = None) -> None:
+  """Refuses what can be no anchor, before any array work.
+
+  Raises:
+    TypeError: If `anchor` or the dtype to keep it in is of the wrong kind.
+  """
+  if dtype is not None and not jnp.issubdtype(dtype, jnp.floating):
+    raise TypeError(
+      f'{caller}: anchor_dtype is {dtype!r}; it must be a floating point '
+      "dtype such as jnp.bfloat16, or None for each parameter's own."
+    )
+  for _, where, entry in _layers.named_leaves(anchor):
+    is_array = hasattr(entry, 'shape') and hasattr(entry, 'dtype')
+    is_number = isinstance(entry, (int, float, complex, np.generic))
+    if is_number and not where:
+      raise TypeError(
+        f'{caller}: anchor is the number {entry!r}; pass the pretrained '
+        "params, None for the params given to init, or 'origin' for zero."
+      )
+    if entry == ORIGIN if isinstance(entry, str) else is_array or is_number:
+      continue
+    if not _layers.is_hole(entry):
+      raise TypeError(
+        f'{caller}: anchor{where} is {entry!r}; an anchor is None (the params '
+        "given to init), 'origin' (zero), or a tree of arrays, in which "
+        "'origin' may stand for a subtree."
+      )
+
+
+def init(layers: _layers.Layers, params: Any, anchor: Any, dtype: Any) -> Any:
+  """Makes the anchor that the state carries.
+
+  Args:
+    layers: The layers of `params`.
+    params: The params given to `init`.
+    anchor: As given to the public functions.
+    dtype: What to keep it in; None for each parameter's own dtype.
+
+  Returns:
+    A tree of the structure of `params`: a copy of each parameter's anchor,
+    laid out over the devices as the parameter is, or `optax.MaskedNode()`
+    where the anchor is the origin or the parameter is left alone. One
+    `optax.MaskedNode()` where all of it is the origin, and `params` itself
+    where they have no leaves, as in optax's probes of a state's structure.
+
+  Raises:
+    TypeError, ValueError: If `anchor` does not fit `params`; the message names
+      the parameter and both shapes.
+  """
+  if isinstance(anchor, str):
+    return optax.MaskedNode()
+  if not layers.leaves:
+    return params
+  if anchor is None:
+    found = [leaf.param for leaf in layers.leaves]
+  else:
+    found = layers.match_prefix(
+      'anchor', anchor, covers=lambda entry: isinstance(entry, str)
+    )
+  copies = [
+    optax.MaskedNode()
+    if leaf.shape is None or isinstance(value, str)
+    else _copy(layers.caller, leaf, value, dtype)
+    for leaf, value in zip(layers.leaves, found, strict=True)
+  ]
+  return jax.tree.unflatten(layers.treedef, copies)
+
+
+def match(layers: _layers.Layers, anchor: Any) -> list[Any]:
+  """The leaves of the state's anchor, parallel to the params'."""
+  if _layers.is_hole(anchor):
+    return [anchor] * len(layers.leaves)
+  return layers.match("the state's anchor", anchor)
+
+
+def delta(leaf: _layers.Leaf, anchor: Any) -> jax.Array:
+  """theta - theta_0 of a leaf, in the dtype that its sums accumulate in."""
+  dtype = _layers.accumulator(leaf)
+  theta = jnp.asarray(leaf.param).astype(dtype)
+  return theta if _layers.is_hole(anchor) else theta - anchor.astype(dtype)
+
+
+def _copy(caller: str, leaf: _layers.Leaf, value: Any, dtype: Any) -> jax.Array:
+  """Copies `value`, so that neither donation nor its owner can change it."""
+  where, param = leaf.where, leaf.param
+  if np.shape(value) != np.shape(param):
+    raise ValueError(
+      f'{caller}: anchor{where} has shape {np.shape(value)}, its parameter '
+      f'{np.shape(param)}; pass the pretrained tree of the same model, or '
+      'leave this parameter out with `mask`.'
+    )
+  given = _layers.dtype_of(value)
+  if not jnp.issubdtype(given, jnp.floating):
+    raise TypeError(
+      f'{caller}: anchor{where} has dtype {given}; an anchor holds real '
+      'floating point numbers.'
+    )
+  if dtype is None:
+    dtype = _layers.dtype_of(param)
+  if isinstance(value, jax.ShapeDtypeStruct):
+    if not isinstance(param, jax.core.Tracer):
+      raise ValueError(
+        f'{caller}: anchor{where} is abstract, {value}; that serves '
+        'jax.eval_shape(tx.init, params) alone. Pass an anchor with values.'
+      )
+    # A shape without an implementation: compiling it fails, by this name.
+    value = jax.ffi.ffi_call('spd_anchor_is_abstract', value)()
+  if isinstance(param, jax.core.Tracer):
+    return _lay_out_like(param, jnp.array(value, dtype, copy=True))
+  if getattr(param, 'committed', False) or getattr(value, 'committed', False):
+    # device_put first and alone: a sharded parameter's anchor may be too large
+    # for one device.
+    value = value if isinstance(value, jax.Array) else np.asarray(value)
+    layout = param.sharding if isinstance(param, jax.Array) else value.sharding
+    return jax.device_put(value.astype(dtype), layout, may_alias=False)
+  return jnp.array(value, dtype, copy=True)
+
+
+def _lay_out_like(param: jax.Array, value: jax.Array) -> jax.Array:
+  """Lays `value` out over the devices as `param` is, both being traced."""
+  sharding = jax.typeof(param).sharding
+  if jax.sharding.AxisType.Explicit in sharding.mesh.axis_types:
+    return jax.sharding.reshard(value, sharding)
+  return shard_alike(value, param)[0]

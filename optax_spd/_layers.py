@@ -1,0 +1,401 @@
+"""What a layer is: a parameter tensor, or one slice of a stacked one.
+
+Whatever is indexed by layer follows one order, that of `layer_names`: the
+leaves as `jax.tree.leaves` gives them and, within a stacked leaf, its leading
+axes in row-major order.
+"""
+
+import dataclasses
+import operator
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+Name = tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+  """One parameter tensor as SPD sees it."""
+
+  name: Name  # its path, a string a level
+  where: str  # its path as error messages show it
+  param: Any  # the parameter, or the hole that stands for it
+  shape: tuple[int, ...] | None = ()  # of its layers; None: left alone
+
+  @property
+  def num_layers(self) -> int:
+    return 0 if self.shape is None else int(np.prod(self.shape, dtype=int))
+
+  def inner(self, a: jax.Array, b: jax.Array) -> jax.Array:
+    """The inner product <a, b> of each layer, of shape `self.shape`."""
+    axes = tuple(range(len(self.shape or ()), a.ndim))
+    # Not vdot, ravel or reshape, which refuse sharded axes.
+    return jnp.sum(a * b, axis=axes)
+
+  def expand(self, per_layer: jax.Array) -> jax.Array:
+    """`per_layer` with the trailing axes to broadcast it over the parameter."""
+    return jnp.expand_dims(
+      per_layer, tuple(range(per_layer.ndim, np.ndim(self.param)))
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Layers:
+  """The params of one model, cut into layers.
+
+  Lists that the methods take or return run parallel to `leaves`; they hold
+  None, or whatever the tree holds there, for leaves that are left alone.
+  """
+
+  caller: str  # the public function that errors name
+  leaves: Sequence[Leaf]
+  treedef: Any
+
+  @classmethod
+  def of(
+    cls, caller: str, params: Any, mask: Any = None, layer_axes: Any = None
+  ) -> 'Layers':
+    """Cuts `params` into layers.
+
+    Args:
+      caller: Public function that errors name.
+      params: Arrays, tracers or `jax.ShapeDtypeStruct`s. Nodes that
+        `optax.masked` took out are leaves that are left alone.
+      mask: Tree of bools, a prefix of one, or a function of the params; False
+        leaves a parameter alone.
+      layer_axes: Tree of ints, a prefix of one, or a function of the params:
+        how many leading axes of a parameter enumerate layers.
+
+    Raises:
+      TypeError, ValueError: If one of them does not fit; the message names
+        the parameter.
+    """
+    leaves = [
+      Leaf(name, where, param, None if is_hole(param) else ())
+      for name, where, param in named_leaves(params)
+    ]
+    treedef = jax.tree.structure(params, is_leaf=is_hole)
+    self = cls(caller, leaves, treedef)
+    if not leaves:  # optax probes `init` with such a tree
+      return self
+    if mask is not None:
+      mask = _call(caller, 'mask', mask, params)
+      self = self._with_shapes(_masked_shape, self.match_prefix('mask', mask))
+    for leaf in self.leaves:
+      _check_dtype(caller, leaf)
+    if layer_axes is not None:
+      layer_axes = _call(caller, 'layer_axes', layer_axes, params)
+      axes = self.match_prefix('layer_axes', layer_axes)
+      self = self._with_shapes(_stacked_shape, axes)
+    return self
+
+  def _with_shapes(
+    self, shape: Callable[..., tuple[int, ...] | None], entries: list[Any]
+  ) -> 'Layers':
+    leaves = [
+      leaf
+      if leaf.shape is None
+      else dataclasses.replace(leaf, shape=shape(self.caller, leaf, entry))
+      for leaf, entry in zip(self.leaves, entries, strict=True)
+    ]
+    return dataclasses.replace(self, leaves=leaves)
+
+  @property
+  def num_layers(self) -> int:
+    return sum(leaf.num_layers for leaf in self.leaves)
+
+  def names(self) -> list[str]:
+    return [
+      '/'.join(leaf.name) + (f'[{", ".join(map(str, index))}]' if index else '')
+      for leaf in self.leaves
+      if leaf.shape is not None
+      for index in np.ndindex(leaf.shape)
+    ]
+
+  def match(self, argument: str, tree: Any) -> list[Any]:
+    """The leaves of a tree of the params' structure and shapes."""
+    try:
+      found = self.treedef.flatten_up_to(tree)
+    except ValueError as error:
+      names = {leaf.name: leaf.where for leaf in self.leaves}
+      given = {name: where for name, where, _ in named_leaves(tree)}
+      missing = [where for name, where in names.items() if name not in given]
+      surplus = [where for name, where in given.items() if name not in names]
+      if not missing and not surplus:
+        detail = f'the containers differ: {error}'
+      else:
+        detail = f'missing {missing[:3]}, surplus {surplus[:3]}'
+      raise ValueError(
+        f'{self.caller}: {argument} must have the structure of the params: '
+        f'{detail}.'
+      ) from None
+    for leaf, x in zip(self.leaves, found, strict=True):
+      if leaf.shape is None or is_hole(x):
+        continue
+      if np.shape(x) != np.shape(leaf.param):
+        raise ValueError(
+          f'{self.caller}: {argument}{leaf.where} has shape {np.shape(x)}, '
+          f'its parameter {np.shape(leaf.param)}.'
+        )
+    return found
+
+  def match_prefix(
+    self,
+    argument: str,
+    prefix: Any,
+    covers: Callable[[Any], bool] = lambda entry: True,
+  ) -> list[Any]:
+    """The entry of `prefix` that each leaf falls under, by its path.
+
+    By path, so that the containers may differ: a dict, a FrozenDict, an
+    `nnx.State`, a list that a checkpoint gave back as a dict.
+
+    Args:
+      argument: Name of the argument that holds `prefix`.
+      prefix: One entry for all, or a tree whose paths are those of the leaves
+        or begin them. What lies under a path that is left alone is ignored.
+      covers: Whether an entry may stand for all that lies under its path.
+
+    Raises:
+      ValueError: If a leaf falls under no entry, or an entry over no leaf.
+    """
+    entries = {
+      name: (where, entry)
+      for name, where, entry in named_leaves(prefix)
+      if not is_hole(entry)
+    }
+    found, used = [], set()
+    for leaf in self.leaves:
+      above = [leaf.name[:n] for n in range(len(leaf.name))]
+      name = next(
+        (n for n in above if n in entries and covers(entries[n][1])), leaf.name
+      )
+      used.add(name)
+      if name in entries:
+        found.append(entries[name][1])
+      elif leaf.shape is None:
+        found.append(None)
+      else:
+        raise ValueError(
+          f'{self.caller}: {argument} has nothing for the parameter '
+          f'params{leaf.where}; give it an entry, or leave the parameter out '
+          'with `mask`.'
+        )
+    for name, (where, _) in entries.items():
+      if name not in used and not self._is_left_alone(name):
+        raise ValueError(
+          f'{self.caller}: {argument}{where} belongs to no parameter; pass a '
+          "tree of the params' structure, or drop this entry."
+        )
+    return found
+
+  def _is_left_alone(self, name: Name) -> bool:
+    """Whether the part of the params that `name` leads to is masked out."""
+    for n in range(len(name), -1, -1):
+      under = [leaf for leaf in self.leaves if leaf.name[:n] == name[:n]]
+      if under:
+        return all(leaf.shape is None for leaf in under)
+    return True
+
+  def zeros(self, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    """Zeros, replicated over the devices that hold the params."""
+    return jnp.zeros(shape, dtype, device=self._replicated())
+
+  def _replicated(self) -> jax.sharding.Sharding | None:
+    for leaf in self.leaves:
+      x = leaf.param
+      if isinstance(x, jax.core.Tracer) or not getattr(x, 'committed', False):
+        continue
+      if isinstance(x.sharding, jax.sharding.NamedSharding):
+        mesh = x.sharding.mesh
+        return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+      if len(x.sharding.device_set) == 1:
+        (device,) = x.sharding.device_set
+        return jax.sharding.SingleDeviceSharding(device)
+    return None
+
+  @property
+  def dtype(self) -> Any:
+    """The dtype of the [layers] vectors."""
+    dtypes = [accumulator(leaf) for leaf in self.leaves if leaf.num_layers]
+    return jnp.result_type(jnp.float32, *dtypes)
+
+  def flatten(self, per_leaf: Iterable[jax.Array]) -> jax.Array:
+    """Joins arrays of the leaves' layer shapes to a [layers] vector."""
+    flat = [jnp.ravel(_replicate(x)) for x in per_leaf]
+    return jnp.concatenate([x.astype(jnp.result_type(*flat)) for x in flat])
+
+  def unflatten(self, flat: jax.Array) -> list[Any]:
+    """Cuts a [layers] vector into arrays of the leaves' layer shapes."""
+    pieces: list[Any] = []
+    start = 0
+    for leaf in self.leaves:
+      if leaf.shape is None:
+        pieces.append(None)
+        continue
+      stop = start + leaf.num_layers
+      pieces.append(flat[start:stop].reshape(leaf.shape))
+      start = stop
+    return pieces
+
+
+def is_hole(x: Any) -> bool:
+  """Whether `x` stands where `optax.masked` took something out."""
+  return isinstance(x, optax.MaskedNode)
+
+
+def dtype_of(x: Any) -> Any:
+  """The dtype of an array, a `jax.ShapeDtypeStruct` or a number."""
+  return x.dtype if hasattr(x, 'dtype') else jnp.result_type(x)
+
+
+def accumulator(leaf: Leaf) -> Any:
+  """The dtype that sums over `leaf` accumulate in."""
+  return jnp.promote_types(dtype_of(leaf.param), jnp.float32)
+
+
+def named_leaves(tree: Any) -> list[tuple[Name, str, Any]]:
+  """The leaves of `tree`, holes among them, with their paths in two forms."""
+  flat, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_hole)
+  # Flax NNX keeps each array in the `value` of a Variable: no level of its own.
+  value = jax.tree_util.GetAttrKey('value')
+  in_variables = flat and all(path[-1:] == (value,) for path, _ in flat)
+  stop = -1 if in_variables else None
+  return [
+    (
+      tuple(jax.tree_util.keystr((key,), simple=True) for key in path[:stop]),
+      jax.tree_util.keystr(path[:stop]),
+      leaf,
+    )
+    for path, leaf in flat
+  ]
+
+
+def layer_names(
+  params: Any, *, mask: Any = None, layer_axes: Any = None
+) -> list[str]:
+  """Names the entries of the [layers] vectors in `SPDState`.
+
+  Args:
+    params: The params that the optimizer was initialised with, or their shapes
+      as `jax.eval_shape` gives them.
+    mask: As given to the optimizer.
+    layer_axes: As given to the optimizer.
+
+  Returns:
+    One name a layer, in the order of the vectors: the parameter's path joined
+    by slashes, then its indices along the layer axes where it holds several.
+
+  Raises:
+    TypeError, ValueError: If `mask` or `layer_axes` does not fit `params`.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from optax_spd import layer_names
+    >>> params = {'head': jnp.ones((2, 3)), 'blocks': {'w': jnp.ones((2, 4))}}
+    >>> layer_names(params, layer_axes={'head': 0, 'blocks': 1})
+    ['blocks/w[0]', 'blocks/w[1]', 'head']
+  """
+  return Layers.of('layer_names', params, mask, layer_axes).names()
+
+
+def _call(caller: str, argument: str, tree: Any, params: Any) -> Any:
+  """`tree`, or what it returns for `params` where it is a function."""
+  if not callable(tree) or not jax.tree_util.all_leaves([tree]):
+    return tree
+  try:
+    return tree(params)
+  except Exception as error:
+    error.add_note(
+      f'{caller}: raised by {argument}(params). optax.inject_hyperparams takes '
+      f'functions for schedules; name {argument!r} in its static_args.'
+    )
+    raise
+
+
+def _masked_shape(caller: str, leaf: Leaf, flag: Any) -> tuple[int, ...] | None:
+  if not isinstance(flag, (bool, np.bool_)):
+    raise TypeError(
+      f'{caller}: mask is {flag!r} for params{leaf.where}; it must be True '
+      '(SPD acts) or False (the plain step).'
+    )
+  return () if flag else None
+
+
+def _stacked_shape(caller: str, leaf: Leaf, axes: Any) -> tuple[int, ...]:
+  shape = np.shape(leaf.param)
+  try:
+    n = operator.index(axes)
+  except TypeError:  # a tracer's too
+    raise TypeError(
+      f'{caller}: layer_axes is {axes!r} for params{leaf.where}; it must be an '
+      'int, the number of leading axes that enumerate layers. Under '
+      "optax.inject_hyperparams name 'layer_axes' in static_args."
+    ) from None
+  if not 0 <= n <= len(shape):
+    raise ValueError(
+      f'{caller}: layer_axes is {n} for params{leaf.where} of shape {shape}; '
+      f'it must lie in 0..{len(shape)}.'
+    )
+  return shape[:n]
+
+
+def _check_dtype(caller: str, leaf: Leaf) -> None:
+  if leaf.shape is None:
+    return
+  dtype = dtype_of(leaf.param)
+  if jnp.issubdtype(dtype, jnp.floating):
+    return
+  remedy = 'mask it out'
+  if jnp.issubdtype(dtype, jnp.complexfloating):
+    remedy += ', or wrap with optax.contrib.split_real_and_imaginary'
+  raise TypeError(
+    f'{caller}: params{leaf.where} has dtype {dtype}, but SPD is defined for '
+    f'real floating point parameters; {remedy}.'
+  )
+
+
+def _replicate(x: jax.Array) -> jax.Array:
+  """Gathers an array whose layer axes are sharded over an explicit mesh."""
+  if any(axis is not None for axis in jax.typeof(x).sharding.spec):
+    return jax.sharding.reshard(x, jax.sharding.PartitionSpec())
+  return x
+
+
+def require_params(caller: str, params: Any) -> None:
+  if params is None:
+    raise ValueError(
+      f'{caller}: update needs the current params; call tx.update(grads, '
+      'state, params).'
+    )
+
+
+def check_numbers(
+  caller: str, argument: str, tree: Any, below: float = np.inf
+) -> None:
+  """Refuses entries that are no number in [0, below).
+
+  Schedules, tracers and arrays spread over other processes pass.
+
+  Raises:
+    TypeError, ValueError: Naming the entry's path and value.
+  """
+  for _, where, x in named_leaves(tree):
+    if callable(x) or isinstance(x, jax.core.Tracer):
+      continue
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+      continue
+    expected = f'a number in [0, {below:g}), or a schedule that returns one'
+    try:
+      value = np.asarray(x).astype(float)
+    except (TypeError, ValueError):
+      value = None
+    if value is None or isinstance(x, (bool, str)):
+      raise TypeError(f'{caller}: {argument}{where} is {x!r}, not {expected}.')
+    if not np.all((value >= 0) & (value < below)):
+      raise ValueError(f'{caller}: {argument}{where} is {x}, not {expected}.')
