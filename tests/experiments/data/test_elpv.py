@@ -1,0 +1,81 @@
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments import packages
+from experiments.data import elpv
+
+
+@pytest.fixture(scope='module')
+def folder():
+  return packages.package_file(
+    'elpv_dataset', 'data', 'elpv-dataset==1.0.0.post1'
+  )
+
+
+@pytest.fixture(scope='module')
+def splits():
+  return elpv.load_elpv(28)
+
+
+@pytest.mark.parametrize(
+  ('name', 'cells', 'defects'),
+  [
+    ('train', 644, 233),
+    ('val', 162, 70),
+    ('test', 268, 66),
+    ('ood', 1550, 452),
+  ],
+)
+def test_counts(splits, name, cells, defects):
+  split = splits[name]
+  assert split.images.shape == (cells, 28, 28, 1)
+  assert split.images.dtype == np.uint8
+  assert split.labels.dtype == np.int32
+  assert split.labels.sum() == defects
+  assert len(split.names) == cells
+
+
+def test_each_cell_is_in_one_split(splits):
+  names = [name for split in splits.values() for name in split.names]
+  assert len(set(names)) == len(names) == 2624
+
+
+def test_each_mono_run_is_cut_in_file_order(splits):
+  """Of the mono runs, one is cells 1 to 60, the next cells 361 to 540."""
+  cell = {name: int(name[-8:-4]) for s in splits.values() for name in s.names}
+  for first, length in ((1, 60), (361, 180)):
+    for name, start, stop in (
+      ('train', 0, 0.6),
+      ('val', 0.6, 0.75),
+      ('test', 0.75, 1),
+    ):
+      cells = range(first + int(start * length), first + int(stop * length))
+      in_run = [
+        cell[n] for n in splits[name].names if first <= cell[n] < first + length
+      ]
+      assert in_run == list(cells)
+
+
+def test_images_and_labels_belong_to_their_names(folder, splits):
+  lines = (folder / 'labels.csv').read_text().splitlines()
+  rows = dict(line.split(maxsplit=1) for line in lines)
+  for split, cell_type in (('val', 'mono'), ('ood', 'poly')):
+    images, labels, names = splits[split]
+    for i in (0, len(names) // 2, len(names) - 1):
+      probability, file_type = rows[names[i]].split()
+      assert file_type == cell_type
+      assert labels[i] == (float(probability) > 0.5)
+      with Image.open(folder / names[i]) as image:
+        small = image.resize((28, 28), Image.Resampling.BICUBIC)
+      np.testing.assert_array_equal(images[i, :, :, 0], np.asarray(small))
+
+
+def test_package_not_installed(monkeypatch):
+  monkeypatch.setattr(sys, 'path', [])
+  with pytest.raises(
+    ModuleNotFoundError, match=r'elpv_dataset .*`pip install elpv-dataset==1'
+  ):
+    elpv.load_elpv(28)
