@@ -101,8 +101,8 @@ def check(config):
     probe.unlink()
   except OSError as error:
     raise OSError(
-      f'config.output_dir {str(folder)!r} cannot be written ({error.strerror}); '
-      'set --config.output_dir to a folder that can.'
+      f'config.output_dir {str(folder)!r} cannot be written: '
+      f'{error.strerror}; set --config.output_dir to a folder that can.'
     ) from error
 
 
@@ -303,7 +303,10 @@ def _define_flags():
       'config', str(_CONFIG_FILE), 'The study; --config.KEY=VALUE changes it.'
     )
   except (AttributeError, KeyError) as error:  # it has read sys.argv already
-    sys.exit(f'compare: the config has no key {error}; see --help.')
+    while isinstance(error.args[0], Exception):
+      error = error.args[0]
+    message = ' '.join(error.args[0].split())
+    sys.exit(f'compare: no key of the config is {message} See --help.')
   except OSError as error:
     sys.exit(f'compare: {error}')
 

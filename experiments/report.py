@@ -122,6 +122,7 @@ def plot_steps(rows, path, title, window=10):
       return np.mean([history[name] for history in histories], axis=0)
 
     steps = np.arange(1, len(mean('deviation')) + 1)
+    window = min(window, len(steps))
     style = {'color': _COLORS[i % 7], 'label': label, 'linewidth': 2}
     left.plot(steps, mean('deviation'), **style)
     if 'decayed' in histories[0]:

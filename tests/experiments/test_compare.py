@@ -91,7 +91,10 @@ def test_an_output_folder_that_cannot_be_written(tmp_path):
 @pytest.mark.parametrize(
   ('flag', 'message'),
   [
-    ('--config.learning_rat=1', 'has no key "\'learning_rat\'"'),
+    (
+      '--config.learning_rat=1',
+      'is \'learning_rat\' Did you mean "learning_rate"',
+    ),
     ('--method=adamw', "Unknown command line flag 'method'"),
     ('adamw', "'adamw' is no flag"),
   ],
