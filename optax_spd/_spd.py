@@ -92,7 +92,7 @@ def spd(
   anchor: Any = None,
   weight_decay: Any = 1.0,
   *,
-  learning_rate: Any = _Default.LEARNING_RATE,
+  learning_rate: optax.ScalarOrSchedule | None = _Default.LEARNING_RATE,
   b1: Any = 0.9,
   mask: Any = None,
   layer_axes: Any = None,
@@ -339,7 +339,7 @@ def with_spd(
 
 
 def adam_spd(
-  learning_rate: Any,
+  learning_rate: optax.ScalarOrSchedule,
   anchor: Any = None,
   weight_decay: Any = 1.0,
   *,
