@@ -225,11 +225,12 @@ def spd(
     rate = learning_rate
     if callable(rate):
       rate = rate(state.count)
-    rates = [jnp.asarray(-1 * rate, _layers.dtype_of(d)) for d in directions]
-    steps = [
-      d if _layers.is_hole(d) else rate * d
-      for rate, d in zip(rates, directions, strict=True)
-    ]
+
+    def rate_of(d: jax.Array) -> jax.Array:
+      """-learning_rate, rounded to the dtype of the step as Optax does."""
+      return jnp.asarray(-1 * rate, d.dtype)
+
+    steps = [d if _layers.is_hole(d) else rate_of(d) * d for d in directions]
     # b1^{t-1} and b1^t
     before = b1 ** state.count.astype(jnp.float32)
     after = b1 * before
@@ -237,7 +238,8 @@ def spd(
     def measure(
       i: int, leaf: _layers.Leaf, delta: jax.Array, q: jax.Array
     ) -> _Measured:
-      d, rate = directions[i].astype(delta.dtype), rates[i].astype(delta.dtype)
+      d = directions[i].astype(delta.dtype)
+      rate = rate_of(directions[i]).astype(delta.dtype)
       d_delta, d_sq = leaf.inner(d, delta), leaf.inner(d, d)
       if grads is not None:
         alignment = leaf.inner(grads[i].astype(delta.dtype), delta)

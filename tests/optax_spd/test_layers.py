@@ -1,9 +1,49 @@
-"""What a layer is, and its name."""
+"""What a layer is: names, stacks of layers, strengths of their own, trees."""
 
+from typing import NamedTuple
+
+import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from flax.core import FrozenDict
 
-from optax_spd import adam_spd, layer_names
+from optax_spd import adam_spd, layer_names, spd
+
+TRANSFORMATIONS = {
+  'wrapper': lambda **kw: adam_spd(1e-3, **kw),
+  'link': lambda **kw: optax.chain(
+    optax.scale_by_adam(), spd(learning_rate=1e-3, **kw)
+  ),
+}
+kinds = pytest.mark.parametrize('kind', TRANSFORMATIONS)
+
+
+def spd_state(state):
+  return optax.tree.get(state, 'SPDState')
+
+
+def run(tx, params, grads):
+  params = jax.tree.map(jnp.asarray, params)
+  state = tx.init(params)
+  update = jax.jit(tx.update)
+  for g in grads:
+    updates, state = update(g, state, params)
+    params = optax.apply_updates(params, updates)
+  return params, spd_state(state)
+
+
+def gradients(params, num_steps=60):
+  rng = np.random.default_rng(0)
+  return [
+    jax.tree.map(
+      lambda p: (rng.normal(size=p.shape) + 0.1).astype(np.float32), params
+    )
+    for _ in range(num_steps)
+  ]
 
 
 def test_names_follow_the_order_of_the_vectors():
@@ -30,3 +70,156 @@ def test_names_of_shapes_and_of_masked_params():
   shapes = jax.eval_shape(lambda: params)
   mask = {'a': True, 'b': {'w': True, 'v': False}}
   assert layer_names(shapes, mask=mask) == ['a', 'b/w']
+
+
+def stacked_and_unstacked():
+  rng = np.random.default_rng(1)
+  stack = rng.normal(size=(2, 3, 5, 4)).astype(np.float32)
+  head = rng.normal(size=(4, 2)).astype(np.float32)
+  stacked = {'blocks': stack, 'head': head}
+  unstacked = {
+    'blocks': {f'{i}{j}': stack[i, j] for i in range(2) for j in range(3)},
+    'head': head,
+  }
+  return stacked, unstacked
+
+
+def unstack(tree):
+  blocks = tree['blocks']
+  return {
+    'blocks': {f'{i}{j}': blocks[i, j] for i in range(2) for j in range(3)},
+    'head': tree['head'],
+  }
+
+
+@kinds
+@pytest.mark.parametrize('per_layer', [False, True])
+def test_a_stack_takes_the_steps_of_its_layers(kind, per_layer):
+  stacked, unstacked = stacked_and_unstacked()
+  grads = gradients(stacked)
+  axes = {'blocks': 2, 'head': 0}
+  strength, strengths = 1.0, 1.0
+  if per_layer:
+    array = np.linspace(0.2, 2.0, 6).reshape(2, 3)
+    strength = {'blocks': array, 'head': 0.5}
+    strengths = {
+      'blocks': unstack({'blocks': array, 'head': 0})['blocks'],
+      'head': 0.5,
+    }
+  make = TRANSFORMATIONS[kind]
+  ours, state = run(
+    make(layer_axes=axes, weight_decay=strength), stacked, grads
+  )
+  theirs, expected = run(
+    make(weight_decay=strengths), unstacked, [unstack(g) for g in grads]
+  )
+  # The sums run over the same numbers, in another order.
+  chex.assert_trees_all_close(unstack(ours), theirs, rtol=1e-5, atol=1e-6)
+  np.testing.assert_array_equal(state.decayed_count, expected.decayed_count)
+  assert (state.decayed_count > 0).all()
+  names = layer_names(stacked, layer_axes=axes)
+  assert names[:4] == [
+    'blocks[0, 0]',
+    'blocks[0, 1]',
+    'blocks[0, 2]',
+    'blocks[1, 0]',
+  ]
+  assert len(names) == len(state.ratio) == 7
+  # And a stack taken for one layer is something else.
+  wrong, _ = run(make(weight_decay=1.0), stacked, grads)
+  assert not np.allclose(wrong['blocks'], ours['blocks'], atol=1e-6)
+
+
+@pytest.mark.parametrize('axes', [lambda p: {'blocks': 2, 'head': 0}, None])
+def test_layer_axes_may_be_a_function(axes):
+  stacked, _ = stacked_and_unstacked()
+  state = spd_state(adam_spd(1e-3, layer_axes=axes).init(stacked))
+  assert state.ratio.shape == ((7,) if axes else (2,))
+
+
+def test_strengths_of_a_tree_and_schedules_in_it():
+  params = {
+    'body': {'a': np.ones(64, np.float32), 'b': np.ones(64, np.float32)},
+    'head': np.ones(64, np.float32),
+  }
+  grads = gradients(params)
+  tree = {'body': lambda t: 0.0 if t is None else 0.02 * t, 'head': 0.0}
+  ours, state = run(adam_spd(1e-3, weight_decay=tree), params, grads)
+  scheduled, _ = run(
+    adam_spd(1e-3, weight_decay=lambda t: 0.02 * t), params, grads
+  )
+  plain, _ = run(optax.chain(adam_spd(1e-3, weight_decay=0.0)), params, grads)
+  chex.assert_trees_all_equal(ours['body'], scheduled['body'])
+  np.testing.assert_array_equal(ours['head'], plain['head'])
+  assert (state.decayed_count[:2] > 0).all()
+  assert state.decayed_count[2] == 0
+
+
+@pytest.mark.parametrize('dtype', [jnp.bfloat16, jnp.float16])
+def test_a_narrow_anchor_costs_half_and_errs_by_its_rounding(dtype):
+  rng = np.random.default_rng(0)
+  params = {'w': (0.02 * rng.normal(size=(64, 64))).astype(np.float32)}
+  grads = gradients(params)
+  ours, state = run(adam_spd(1e-3, anchor_dtype=dtype), params, grads)
+  theirs, expected = run(adam_spd(1e-3), params, grads)
+  assert state.anchor['w'].dtype == dtype
+  assert 2 * state.anchor['w'].nbytes == expected.anchor['w'].nbytes
+  # The anchor is off by up to half a unit in its last place; so is everything
+  # that is measured from it.
+  rounding = np.linalg.norm(
+    params['w'].astype(dtype).astype(np.float32) - params['w']
+  )
+  assert abs(state.deviation - expected.deviation) <= 2 * rounding
+  assert np.linalg.norm(ours['w'] - theirs['w']) <= 2 * rounding
+  assert state.decayed_count[0] > 0
+
+
+class Pair(NamedTuple):
+  left: jax.Array
+  right: jax.Array
+
+
+class Model(nnx.Module):
+  def __init__(self, rngs):
+    self.blocks = nnx.List([nnx.Linear(4, 4, rngs=rngs) for _ in range(2)])
+    self.head = nnx.Linear(4, 2, rngs=rngs)
+
+
+TREES = {
+  'dict': {'a': {'w': np.ones((3, 2))}, 'b': np.ones(5)},
+  'frozen': FrozenDict({'a': {'w': np.ones((3, 2))}, 'b': np.ones(5)}),
+  'named_tuple': Pair(np.ones(3), np.ones((2, 2))),
+  'nested': [Pair(np.ones(3), np.ones(2)), (np.ones(4), {'x': np.ones(1)})],
+  'none': {'a': np.ones(3), 'b': None, 'c': [None, np.ones(2)]},
+  'scalar': np.float32(2.0),
+  'array': np.ones((3, 4)),
+  'with_scalar': {'a': np.float32(1.0), 'b': np.ones(2)},
+  'zero_size': {'a': np.ones((0, 3)), 'b': np.ones(4)},
+  'empty': {},
+  'nnx': nnx.state(Model(nnx.Rngs(0)), nnx.Param),
+}
+
+
+@kinds
+@pytest.mark.parametrize('name', TREES)
+def test_any_tree(kind, name):
+  params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), TREES[name])
+  tx = TRANSFORMATIONS[kind]()
+  grads = gradients(params, 30)
+  new, state = run(tx, params, grads)
+  assert jax.tree.structure(new) == jax.tree.structure(params)
+  chex.assert_trees_all_equal(state.anchor, params)
+  chex.assert_tree_all_finite(new)
+  names = layer_names(params)
+  assert len(names) == len(state.ratio) == len(jax.tree.leaves(params))
+  sizes = [x.size for x in jax.tree.leaves(params)]
+  decayed = state.decayed_count > 0
+  np.testing.assert_array_equal(decayed, [size > 0 for size in sizes])
+
+
+def test_an_nnx_state_takes_a_pure_dict_for_an_anchor():
+  state = nnx.state(Model(nnx.Rngs(0)), nnx.Param)
+  anchor = nnx.to_pure_dict(nnx.state(Model(nnx.Rngs(1)), nnx.Param))
+  found = spd_state(adam_spd(1e-3, anchor).init(state)).anchor
+  chex.assert_trees_all_equal(nnx.to_pure_dict(found), anchor)
+  assert layer_names(state)[0] == 'blocks/0/bias'
