@@ -65,9 +65,15 @@ def check(config):
   Raises:
     ValueError, OSError, ModuleNotFoundError: saying what to change.
   """
-  for key in ('num_seeds', 'num_steps', 'batch_size', 'eval_batch_size'):
+  positive = ('num_seeds', 'num_steps', 'batch_size')
+  for key in (*positive, 'eval_batch_size', 'eval_every'):
     if config[key] < 1:
       raise ValueError(f'config.{key} is {config[key]}; it must be at least 1.')
+  if not 0 <= round(config.warmup * config.num_steps) < config.num_steps:
+    raise ValueError(
+      f'config.warmup is {config.warmup}; it is the share of the '
+      f'{config.num_steps} steps that warm up, less than all of them.'
+    )
   for name, method in config.methods.items():
     optimizer, source = method.get('optimizer'), method.get('average_of')
     if optimizer and optimizer not in optimizers.OPTIMIZERS:
@@ -275,9 +281,10 @@ def compare(config):
   report.plot_steps(rows, folder / 'steps.png', title)
   print(f'\n{table}\n')
   print(
-    'selected, decayed: share of the decisions, one a layer and step, in which '
-    'SPD\nselected the layer and pulled it back. step: the best on ID '
-    'validation. seconds:\ntraining, with compilation.\n'
+    'All start from the linear probe. selected, decayed: share of the '
+    'decisions, one a\nlayer and step, in which SPD selected the layer and '
+    'pulled it back. step: the best\non ID validation. seconds: training and '
+    'validation; the first run of an optimizer\ncompiles it.\n'
   )
   print(f'{folder}/: table.md, results.json, plane.png, steps.png')
 

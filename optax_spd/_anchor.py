@@ -85,7 +85,7 @@ def match(layers: _layers.Layers, anchor: Any) -> list[Any]:
   """The leaves of the state's anchor, parallel to the params'."""
   if _layers.is_hole(anchor):
     return [anchor] * len(layers.leaves)
-  return layers.match("the state's anchor", anchor)
+  return layers.match("the state's anchor", anchor, holes=True)
 
 
 def delta(leaf: _layers.Leaf, anchor: Any) -> jax.Array:

@@ -57,7 +57,7 @@ def decay_to_anchor(
   """
   caller = 'decay_to_anchor'
   _anchor.check(caller, anchor)
-  _layers.check_numbers(caller, 'weight_decay', weight_decay)
+  _layers.check_numbers(caller, 'weight_decay', weight_decay, schedule=False)
 
   def init_fn(params: Any) -> DecayToAnchorState:
     layers = _layers.Layers.of(caller, params, mask)

@@ -5,6 +5,7 @@ leaves as `jax.tree.leaves` gives them and, within a stacked leaf, its leading
 axes in row-major order.
 """
 
+import collections
 import dataclasses
 import operator
 from collections.abc import Callable, Iterable, Sequence
@@ -84,12 +85,12 @@ class Layers:
     if not leaves:  # optax probes `init` with such a tree
       return self
     if mask is not None:
-      mask = _call(caller, 'mask', mask, params)
+      mask = _call(mask, params)
       self = self._with_shapes(_masked_shape, self.match_prefix('mask', mask))
     for leaf in self.leaves:
       _check_dtype(caller, leaf)
     if layer_axes is not None:
-      layer_axes = _call(caller, 'layer_axes', layer_axes, params)
+      layer_axes = _call(layer_axes, params)
       axes = self.match_prefix('layer_axes', layer_axes)
       self = self._with_shapes(_stacked_shape, axes)
     return self
@@ -117,8 +118,13 @@ class Layers:
       for index in np.ndindex(leaf.shape)
     ]
 
-  def match(self, argument: str, tree: Any) -> list[Any]:
-    """The leaves of a tree of the params' structure and shapes."""
+  def match(
+    self, argument: str, tree: Any, *, holes: bool = False
+  ) -> list[Any]:
+    """The leaves of a tree of the params' structure and shapes.
+
+    With `holes`, it may have holes where the params have none.
+    """
     try:
       found = self.treedef.flatten_up_to(tree)
     except ValueError as error:
@@ -135,8 +141,13 @@ class Layers:
         f'{detail}.'
       ) from None
     for leaf, x in zip(self.leaves, found, strict=True):
-      if leaf.shape is None or is_hole(x):
+      if leaf.shape is None or (is_hole(x) and holes):
         continue
+      if x is None or is_hole(x):
+        raise ValueError(
+          f'{self.caller}: {argument}{leaf.where} is {x}, its parameter is '
+          'not; leave both out or neither.'
+        )
       if np.shape(x) != np.shape(leaf.param):
         raise ValueError(
           f'{self.caller}: {argument}{leaf.where} has shape {np.shape(x)}, '
@@ -223,12 +234,13 @@ class Layers:
   def dtype(self) -> Any:
     """The dtype of the [layers] vectors."""
     dtypes = [accumulator(leaf) for leaf in self.leaves if leaf.num_layers]
-    return jnp.result_type(jnp.float32, *dtypes)
+    return _promote(jnp.float32, *dtypes)
 
   def flatten(self, per_leaf: Iterable[jax.Array]) -> jax.Array:
     """Joins arrays of the leaves' layer shapes to a [layers] vector."""
     flat = [jnp.ravel(_replicate(x)) for x in per_leaf]
-    return jnp.concatenate([x.astype(jnp.result_type(*flat)) for x in flat])
+    dtype = _promote(*(x.dtype for x in flat))
+    return jnp.concatenate([x.astype(dtype) for x in flat])
 
   def unflatten(self, flat: jax.Array) -> list[Any]:
     """Cuts a [layers] vector into arrays of the leaves' layer shapes."""
@@ -250,30 +262,34 @@ def is_hole(x: Any) -> bool:
 
 
 def dtype_of(x: Any) -> Any:
-  """The dtype of an array, a `jax.ShapeDtypeStruct` or a number."""
-  return x.dtype if hasattr(x, 'dtype') else jnp.result_type(x)
+  """The dtype that jax gives an array, a `jax.ShapeDtypeStruct` or a number."""
+  dtype = x.dtype if hasattr(x, 'dtype') else jnp.result_type(x)
+  return jax.dtypes.canonicalize_dtype(dtype)
 
 
 def accumulator(leaf: Leaf) -> Any:
   """The dtype that sums over `leaf` accumulate in."""
-  return jnp.promote_types(dtype_of(leaf.param), jnp.float32)
+  return _promote(dtype_of(leaf.param), jnp.float32)
+
+
+def _promote(*dtypes: Any) -> Any:
+  with jax.numpy_dtype_promotion('standard'):  # the user's may be strict
+    return jnp.result_type(*dtypes)
 
 
 def named_leaves(tree: Any) -> list[tuple[Name, str, Any]]:
   """The leaves of `tree`, holes among them, with their paths in two forms."""
   flat, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_hole)
-  # Flax NNX keeps each array in the `value` of a Variable: no level of its own.
+  # Flax NNX keeps an array as the only `value` of a Variable: no level of ours.
   value = jax.tree_util.GetAttrKey('value')
-  in_variables = flat and all(path[-1:] == (value,) for path, _ in flat)
-  stop = -1 if in_variables else None
-  return [
-    (
-      tuple(jax.tree_util.keystr((key,), simple=True) for key in path[:stop]),
-      jax.tree_util.keystr(path[:stop]),
-      leaf,
-    )
-    for path, leaf in flat
-  ]
+  siblings = collections.Counter(path[:-1] for path, _ in flat)
+  named = []
+  for path, leaf in flat:
+    if path[-1:] == (value,) and siblings[path[:-1]] == 1:
+      path = path[:-1]
+    name = tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
+    named.append((name, jax.tree_util.keystr(path), leaf))
+  return named
 
 
 def layer_names(
@@ -304,25 +320,18 @@ def layer_names(
   return Layers.of('layer_names', params, mask, layer_axes).names()
 
 
-def _call(caller: str, argument: str, tree: Any, params: Any) -> Any:
+def _call(tree: Any, params: Any) -> Any:
   """`tree`, or what it returns for `params` where it is a function."""
-  if not callable(tree) or not jax.tree_util.all_leaves([tree]):
-    return tree
-  try:
-    return tree(params)
-  except Exception as error:
-    error.add_note(
-      f'{caller}: raised by {argument}(params). optax.inject_hyperparams takes '
-      f'functions for schedules; name {argument!r} in its static_args.'
-    )
-    raise
+  is_function = callable(tree) and jax.tree_util.all_leaves([tree])
+  return tree(params) if is_function else tree
 
 
 def _masked_shape(caller: str, leaf: Leaf, flag: Any) -> tuple[int, ...] | None:
   if not isinstance(flag, (bool, np.bool_)):
     raise TypeError(
       f'{caller}: mask is {flag!r} for params{leaf.where}; it must be True '
-      '(SPD acts) or False (the plain step).'
+      '(SPD acts) or False (the plain step). Under optax.inject_hyperparams '
+      "name 'mask' in static_args."
     )
   return () if flag else None
 
@@ -362,8 +371,10 @@ def _check_dtype(caller: str, leaf: Leaf) -> None:
 
 def _replicate(x: jax.Array) -> jax.Array:
   """Gathers an array whose layer axes are sharded over an explicit mesh."""
-  if any(axis is not None for axis in jax.typeof(x).sharding.spec):
-    return jax.sharding.reshard(x, jax.sharding.PartitionSpec())
+  sharding = jax.typeof(x).sharding
+  if any(axis is not None for axis in sharding.spec):
+    whole = jax.sharding.PartitionSpec()
+    x = jax.sharding.reshard(x, jax.NamedSharding(sharding.mesh, whole))
   return x
 
 
@@ -376,26 +387,43 @@ def require_params(caller: str, params: Any) -> None:
 
 
 def check_numbers(
-  caller: str, argument: str, tree: Any, below: float = np.inf
+  caller: str,
+  argument: str,
+  tree: Any,
+  *,
+  below: float = np.inf,
+  schedule: bool = True,
+  is_tree: bool = False,
 ) -> None:
   """Refuses entries that are no number in [0, below).
 
-  Schedules, tracers and arrays spread over other processes pass.
+  Tracers pass, and arrays that are spread over other processes.
+
+  Args:
+    caller: Public function that errors name.
+    argument: Name of the argument that holds `tree`.
+    tree: A number, or a tree of numbers where `is_tree`.
+    below: What they have to stay below.
+    schedule: Whether functions pass too.
+    is_tree: Whether trees and arrays are numbers too.
 
   Raises:
     TypeError, ValueError: Naming the entry's path and value.
   """
+  expected = f'a number in [0, {below:g})'
+  expected += ', or a schedule that returns one' if schedule else ''
   for _, where, x in named_leaves(tree):
-    if callable(x) or isinstance(x, jax.core.Tracer):
+    if (callable(x) and schedule) or isinstance(x, jax.core.Tracer):
       continue
     if isinstance(x, jax.Array) and not x.is_fully_addressable:
       continue
-    expected = f'a number in [0, {below:g}), or a schedule that returns one'
     try:
       value = np.asarray(x).astype(float)
     except (TypeError, ValueError):
       value = None
     if value is None or isinstance(x, (bool, str)):
       raise TypeError(f'{caller}: {argument}{where} is {x!r}, not {expected}.')
+    if not is_tree and (where or value.ndim):
+      raise TypeError(f'{caller}: {argument} is {tree!r}, not {expected}.')
     if not np.all((value >= 0) & (value < below)):
       raise ValueError(f'{caller}: {argument}{where} is {x}, not {expected}.')

@@ -23,7 +23,8 @@ class SPDState(NamedTuple):
 
   anchor: optax.Params  # theta_0
   count: jax.Array  # type: ignore[assignment]  # updates so far, int32 []
-  alignment: jax.Array  # <g_t, theta_{t-1} - theta_0>; in `spd` q_t, [layers]
+  alignment: jax.Array  # <g_t, theta_{t-1} - theta_0>; q_t where `spd`
+  # applies the rate, [layers]
   deviation: jax.Array  # |theta_t - theta_0| after the decay, [layers]
   ratio: jax.Array  # r_t, selected or not, [layers]
   decay: jax.Array  # s_t = lambda r_t where selected, else 0, [layers]
@@ -146,7 +147,7 @@ def spd(
       default of Adam. Not used where ``grad=`` is passed.
     mask: A tree of bools, a prefix of one, or a function from params to one.
       False gives a parameter the plain step and no anchor: a new head, norms,
-      biases.
+      biases. A state belongs to the mask that it was initialised with.
     layer_axes: A tree of ints, a prefix of one, or a function from params to
       one: how many leading axes of a parameter enumerate layers, as in scanned
       blocks. None is 0: a tensor is a layer.
@@ -182,11 +183,12 @@ def spd(
     Foundation Models <https://arxiv.org/abs/2411.01713>`_, NeurIPS 2024.
 
   .. warning::
-    A decay whose cause cannot be seen is not refused: gradients that were not
-    averaged over devices before ``update``, params inside ``shard_map`` (the
-    inner products would be local), params changed from outside between two
-    updates (the estimate is stale for one step), and ``optax.contrib.
-    schedule_free`` (it applies updates to other params than it shows).
+    What cannot be seen is not refused: gradients that were not averaged over
+    devices before ``update``, params inside ``shard_map`` (the inner products
+    would be local), params changed from outside between two updates (the
+    estimate is stale for one step), and ``optax.contrib.schedule_free`` (it
+    applies updates to other params than it shows). A layer whose squares leave
+    the range of float32 counts as not finite.
   """
   if learning_rate is _Default.LEARNING_RATE:
     learning_rate = learning_rate.value
@@ -198,7 +200,7 @@ def spd(
     )
   if learning_rate is not None:
     _layers.check_numbers('spd', 'learning_rate', learning_rate)
-  _layers.check_numbers('spd', 'b1', b1, below=1)
+  _layers.check_numbers('spd', 'b1', b1, below=1, schedule=False)
   method = _Method('spd', anchor, weight_decay, mask, layer_axes, anchor_dtype)
 
   def update_fn(
@@ -454,7 +456,9 @@ class _Method:
 
   def __post_init__(self) -> None:
     _anchor.check(self.caller, self.anchor, self.anchor_dtype)
-    _layers.check_numbers(self.caller, 'weight_decay', self.weight_decay)
+    _layers.check_numbers(
+      self.caller, 'weight_decay', self.weight_decay, is_tree=True
+    )
 
   def init(self, params: Any) -> SPDState:
     layers = _layers.Layers.of(self.caller, params, self.mask, self.layer_axes)
@@ -551,9 +555,11 @@ class _Method:
   def _strengths(self, layers: _layers.Layers, count: jax.Array) -> list[Any]:
     """lambda of each leaf: a scalar, or an array of its layers' shape."""
     entries = layers.match_prefix('weight_decay', self.weight_decay)
+    schedules = {id(entry): entry for entry in entries if callable(entry)}
+    values = {key: schedule(count) for key, schedule in schedules.items()}
     strengths: list[Any] = []
     for leaf, entry in zip(layers.leaves, entries, strict=True):
-      value = entry(count) if callable(entry) else entry
+      value = values.get(id(entry), entry)
       if leaf.shape is None:
         strengths.append(None)
         continue

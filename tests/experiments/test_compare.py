@@ -67,6 +67,8 @@ def test_the_study_end_to_end(tmp_path, capsys):
     ({}, {'methods': ['wise_ft']}, '--methods=adamw,wise_ft'),
     ({}, {'seeds': 0}, 'num_seeds is 0'),
     ({'num_steps': 0}, {}, 'num_steps is 0'),
+    ({'eval_every': 0}, {}, 'eval_every is 0'),
+    ({'warmup': 1.0}, {}, 'warmup is 1.0'),
     ({'image_size': 80}, {}, 'must be a multiple of 14'),
     ({'first_block': 12}, {}, 'blocks 0 to 11'),
     ({'methods.l2sp.optimizer': 'x'}, {}, 'must be one of adamw, l2sp'),

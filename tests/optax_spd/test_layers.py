@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 from flax.core import FrozenDict
 
-from optax_spd import adam_spd, layer_names, spd
+from optax_spd import adam_spd, layer_names, spd, with_spd
 
 TRANSFORMATIONS = {
   'wrapper': lambda **kw: adam_spd(1e-3, **kw),
@@ -223,3 +223,62 @@ def test_an_nnx_state_takes_a_pure_dict_for_an_anchor():
   found = spd_state(adam_spd(1e-3, anchor).init(state)).anchor
   chex.assert_trees_all_equal(nnx.to_pure_dict(found), anchor)
   assert layer_names(state)[0] == 'blocks/0/bias'
+
+
+def test_an_nnx_state_may_be_a_part_of_a_tree():
+  state = nnx.state(Model(nnx.Rngs(0)), nnx.Param)
+  params = {'model': state, 'scale': jnp.ones(3)}
+  assert layer_names(params)[0] == 'model/blocks/0/bias'
+  anchor = {'model': nnx.to_pure_dict(state), 'scale': 'origin'}
+  found = spd_state(adam_spd(1e-3, anchor).init(params)).anchor
+  chex.assert_trees_all_equal(found['model'], state)
+  tx = adam_spd(1e-3, mask={'model': state_of(True, state), 'scale': False})
+  assert spd_state(tx.init(params)).ratio.shape == (6,)
+
+
+def state_of(value, state):
+  return jax.tree.map(lambda _: value, state)
+
+
+def test_a_field_named_value_beside_others_keeps_its_name():
+  class Attention(NamedTuple):
+    query: jax.Array
+    key: jax.Array
+    value: jax.Array
+
+  params = {'attn': Attention(jnp.ones(2), jnp.ones(3), jnp.ones(4))}
+  assert layer_names(params) == ['attn/query', 'attn/key', 'attn/value']
+
+
+@kinds
+def test_float64_numpy_params_are_taken_as_jax_takes_them(kind):
+  params = {'w': np.ones(64)}
+  tx = TRANSFORMATIONS[kind]()
+  state = tx.init(params)
+  _, state = tx.update({'w': np.ones(64)}, state, params)
+  assert spd_state(state).anchor['w'].dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+  'tx', [spd(learning_rate=1e-3), with_spd(optax.sgd(1e-3))]
+)
+def test_strict_promotion_of_dtypes(tx):
+  with jax.numpy_dtype_promotion('strict'):  # Optax's Adam cannot run there
+    params = {'w': jnp.ones(64, jnp.bfloat16), 'v': jnp.ones(8)}
+    _, state = jax.jit(tx.update)(params, tx.init(params), params)
+  assert spd_state(state).count == 1
+
+
+def test_a_schedule_is_called_once_for_all_layers():
+  calls = []
+
+  def schedule(count):
+    calls.append(count)
+    return 1.0
+
+  params = {str(i): jnp.ones(3) for i in range(9)}
+  tx = adam_spd(1e-3, weight_decay=schedule)
+  state = tx.init(params)
+  calls.clear()
+  tx.update(params, state, params)
+  assert len(calls) == 1

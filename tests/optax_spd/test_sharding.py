@@ -162,6 +162,21 @@ def test_without_a_mesh_in_scope():
     assert a.sharding.is_equivalent_to(b.sharding, a.ndim)
 
 
+@is_auto
+@kinds
+def test_a_sharded_layer_axis_without_a_mesh_in_scope(kind, axis_type):
+  mesh = jax.make_mesh((4, 2), ('data', 'model'), axis_types=(axis_type,) * 2)
+  params, grads = (
+    place(t, mesh, 'both') for t in (make_params(), gradients(1)[0])
+  )
+  tx = TRANSFORMATIONS[kind]()
+  state = tx.init(params)
+  _, eager = tx.update(grads, state, params)
+  _, jitted = jax.jit(tx.update)(grads, state, params)
+  for found in (eager, jitted):
+    assert optax.tree.get(found, 'SPDState').ratio.shape == (6,)
+
+
 def test_on_a_device_that_is_not_the_default():
   device = jax.devices()[3]
   params = jax.device_put(make_params(), device)

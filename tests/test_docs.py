@@ -1,0 +1,54 @@
+"""Every Python block of the README and the recipes runs, in order."""
+
+import pathlib
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import linen
+from flax.training.train_state import TrainState
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+class Model(linen.Module):
+  def setup(self):
+    self.backbone = linen.Dense(8)
+    self.head = linen.Dense(2)
+
+  def __call__(self, x):
+    return self.head(jnp.tanh(self.backbone(x)))
+
+
+def namespace():
+  model = Model()
+  batches = [jax.random.normal(jax.random.key(i), (16, 4)) for i in range(5)]
+
+  def loss_fn(params, batch):
+    return jnp.mean((model.apply({'params': params}, batch) - 1) ** 2)
+
+  return {
+    'model': model,
+    'pretrained': model.init(jax.random.key(0), batches[0])['params'],
+    'batches': batches,
+    'loss_fn': loss_fn,
+    'TrainState': TrainState,
+  }
+
+
+@pytest.mark.parametrize('name', ['README.md', 'RECIPES.md'])
+def test_every_block_runs(name, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  text = (ROOT / name).read_text()
+  blocks = re.findall(r'^```python\n(.*?)^```', text, re.DOTALL | re.MULTILINE)
+  assert len(blocks) >= 2
+  scope = namespace()
+  for block in blocks:
+    exec(compile(block, name, 'exec'), scope)
+
+
+def test_links_lead_somewhere():
+  for name in ('README.md', 'RECIPES.md'):
+    for link in re.findall(r'\]\(([^)#]+)\)', (ROOT / name).read_text()):
+      assert link.startswith('https://') or (ROOT / link).exists(), link
