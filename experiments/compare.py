@@ -14,7 +14,7 @@ import time
 
 import jax
 import jax.numpy as jnp
-from absl import app, flags
+from absl import app, flags, logging
 from flax import nnx
 from ml_collections import config_flags
 from tqdm import tqdm
@@ -319,6 +319,7 @@ def _define_flags():
 
 
 if __name__ == '__main__':
+  logging.set_verbosity(logging.WARNING)
   _define_flags()
   __doc__ += f'\nThe study, {_CONFIG_FILE.name}:\n\n{elpv_config.get_config()}'
   app.run(main)

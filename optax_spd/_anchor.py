@@ -19,14 +19,22 @@ def check(caller: str, anchor: Any, dtype: Any = None) -> None:
   Raises:
     TypeError: If `anchor` or the dtype to keep it in is of the wrong kind.
   """
-  if dtype is not None and not jnp.issubdtype(dtype, jnp.floating):
+  try:
+    # An array, such as inject_hyperparams makes, is no dtype.
+    is_floating = not isinstance(dtype, jax.Array) and (
+      dtype is None or jnp.issubdtype(np.dtype(dtype), jnp.floating)
+    )
+  except TypeError:
+    is_floating = False
+  if not is_floating:
     raise TypeError(
       f'{caller}: anchor_dtype is {dtype!r}; it must be a floating point '
-      "dtype such as jnp.bfloat16, or None for each parameter's own."
+      "dtype such as jnp.bfloat16, or None for each parameter's own. Under "
+      "optax.inject_hyperparams name 'anchor_dtype' in static_args."
     )
   for _, where, entry in _layers.named_leaves(anchor):
     is_array = hasattr(entry, 'shape') and hasattr(entry, 'dtype')
-    is_number = isinstance(entry, (int, float, complex, np.generic))
+    is_number = isinstance(entry, (int, float, complex, np.number, np.bool_))
     if is_number and not where:
       raise TypeError(
         f'{caller}: anchor is the number {entry!r}; pass the pretrained '
@@ -81,11 +89,28 @@ def init(layers: _layers.Layers, params: Any, anchor: Any, dtype: Any) -> Any:
   return jax.tree.unflatten(layers.treedef, copies)
 
 
-def match(layers: _layers.Layers, anchor: Any) -> list[Any]:
-  """The leaves of the state's anchor, parallel to the params'."""
+def match(layers: _layers.Layers, anchor: Any, given: Any) -> list[Any]:
+  """The leaves of the state's anchor, parallel to the params'.
+
+  Raises:
+    ValueError: If they do not fit, or one has no anchor and `given`, which
+      the public function was called with, is not the origin there: it was
+      masked out when the state was made.
+  """
   if _layers.is_hole(anchor):
-    return [anchor] * len(layers.leaves)
-  return layers.match("the state's anchor", anchor, holes=True)
+    found = [anchor] * len(layers.leaves)
+  else:
+    found = layers.match("the state's anchor", anchor, holes=True)
+  origins = [n for n, _, x in _layers.named_leaves(given) if isinstance(x, str)]
+  for leaf, x in zip(layers.leaves, found, strict=True):
+    at_origin = any(leaf.name[: len(name)] == name for name in origins)
+    if leaf.shape is not None and _layers.is_hole(x) and not at_origin:
+      raise ValueError(
+        f'{layers.caller}: the state has no anchor for params{leaf.where}; '
+        "update needs the mask that init was given, and 'origin' for the "
+        'anchor where init was given it.'
+      )
+  return found
 
 
 def delta(leaf: _layers.Leaf, anchor: Any) -> jax.Array:

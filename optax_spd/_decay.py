@@ -71,6 +71,7 @@ def decay_to_anchor(
   ) -> tuple[Any, DecayToAnchorState]:
     del extra_args
     _layers.require_params(caller, params)
+    _layers.require_state(caller, state, DecayToAnchorState)
     layers = _layers.Layers.of(caller, params, mask)
     new_updates = [
       u
@@ -79,7 +80,7 @@ def decay_to_anchor(
       for leaf, u, theta_0 in zip(
         layers.leaves,
         layers.match('updates', updates),
-        _anchor.match(layers, state.anchor),
+        _anchor.match(layers, state.anchor, anchor),
         strict=True,
       )
     ]

@@ -133,7 +133,7 @@ class Layers:
       missing = [where for name, where in names.items() if name not in given]
       surplus = [where for name, where in given.items() if name not in names]
       if not missing and not surplus:
-        detail = f'the containers differ: {error}'
+        detail = f'the containers differ: {" ".join(str(error).split())[:70]}'
       else:
         detail = f'missing {missing[:3]}, surplus {surplus[:3]}'
       raise ValueError(
@@ -151,7 +151,12 @@ class Layers:
       if np.shape(x) != np.shape(leaf.param):
         raise ValueError(
           f'{self.caller}: {argument}{leaf.where} has shape {np.shape(x)}, '
-          f'its parameter {np.shape(leaf.param)}.'
+          f'its parameter {np.shape(leaf.param)}; it must be of the same shape.'
+        )
+      if not jnp.issubdtype(dtype_of(x), jnp.floating):
+        raise TypeError(
+          f'{self.caller}: {argument}{leaf.where} has dtype {dtype_of(x)}, but '
+          'its parameter is real floating point; leave it out with `mask`.'
         )
     return found
 
@@ -264,7 +269,7 @@ def is_hole(x: Any) -> bool:
 def dtype_of(x: Any) -> Any:
   """The dtype that jax gives an array, a `jax.ShapeDtypeStruct` or a number."""
   dtype = x.dtype if hasattr(x, 'dtype') else jnp.result_type(x)
-  return jax.dtypes.canonicalize_dtype(dtype)
+  return jax.dtypes.canonicalize_dtype(dtype, allow_extended_dtype=True)
 
 
 def accumulator(leaf: Leaf) -> Any:
@@ -339,6 +344,8 @@ def _masked_shape(caller: str, leaf: Leaf, flag: Any) -> tuple[int, ...] | None:
 def _stacked_shape(caller: str, leaf: Leaf, axes: Any) -> tuple[int, ...]:
   shape = np.shape(leaf.param)
   try:
+    if isinstance(axes, bool):
+      raise TypeError
     n = operator.index(axes)
   except TypeError:  # a tracer's too
     raise TypeError(
@@ -386,6 +393,15 @@ def require_params(caller: str, params: Any) -> None:
     )
 
 
+def require_state(caller: str, state: Any, kind: type) -> None:
+  if type(state) is not kind:
+    raise TypeError(
+      f'{caller}: the state is a {type(state).__name__}, not a '
+      f'{kind.__name__}; update needs the state that init of the same '
+      'optimizer made.'
+    )
+
+
 def check_numbers(
   caller: str,
   argument: str,
@@ -412,16 +428,17 @@ def check_numbers(
   """
   expected = f'a number in [0, {below:g})'
   expected += ', or a schedule that returns one' if schedule else ''
+  if tree is None or not (is_tree or jax.tree_util.all_leaves([tree])):
+    raise TypeError(f'{caller}: {argument} is {tree!r}, not {expected}.')
   for _, where, x in named_leaves(tree):
     if (callable(x) and schedule) or isinstance(x, jax.core.Tracer):
       continue
     if isinstance(x, jax.Array) and not x.is_fully_addressable:
       continue
-    try:
-      value = np.asarray(x).astype(float)
-    except (TypeError, ValueError):
-      value = None
-    if value is None or isinstance(x, (bool, str)):
+    value = np.asarray(x)
+    if not any(
+      jnp.issubdtype(value.dtype, kind) for kind in (jnp.floating, jnp.integer)
+    ):
       raise TypeError(f'{caller}: {argument}{where} is {x!r}, not {expected}.')
     if not is_tree and (where or value.ndim):
       raise TypeError(f'{caller}: {argument} is {tree!r}, not {expected}.')

@@ -147,7 +147,9 @@ def spd(
       default of Adam. Not used where ``grad=`` is passed.
     mask: A tree of bools, a prefix of one, or a function from params to one.
       False gives a parameter the plain step and no anchor: a new head, norms,
-      biases. A state belongs to the mask that it was initialised with.
+      biases. A state belongs to the mask that it was initialised with. Name
+      ``mask`` in the ``static_args`` of ``optax.inject_hyperparams``, which
+      takes a function for a schedule and calls it with the count.
     layer_axes: A tree of ints, a prefix of one, or a function from params to
       one: how many leading axes of a parameter enumerate layers, as in scanned
       blocks. None is 0: a tensor is a layer.
@@ -308,7 +310,8 @@ def with_spd(
     Tian, Huang and Kira, `Rethinking Weight Decay for Robust Fine-Tuning of
     Foundation Models <https://arxiv.org/abs/2411.01713>`_, NeurIPS 2024.
   """
-  if not (hasattr(inner, 'init') and hasattr(inner, 'update')):
+  is_made = hasattr(inner, 'init') and hasattr(inner, 'update')
+  if not is_made or isinstance(inner, type):
     raise TypeError(
       f'with_spd: inner is {inner!r}; pass the optax optimizer to wrap, with '
       'its learning rate, such as optax.adam(2e-5).'
@@ -327,6 +330,7 @@ def with_spd(
     params: Any = None,
     **extra_args: Any,
   ) -> tuple[Any, tuple[Any, SPDState]]:
+    _layers.require_state('with_spd', state, tuple)
     inner_state, spd_state = state
     layers = method.layers(params, spd_state)
     grads = layers.match('updates', updates)
@@ -480,6 +484,7 @@ class _Method:
   def layers(self, params: Any, state: SPDState) -> _layers.Layers:
     """The layers of the params in an update, checked against the state."""
     _layers.require_params(self.caller, params)
+    _layers.require_state(self.caller, state, SPDState)
     layers = _layers.Layers.of(self.caller, params, self.mask, self.layer_axes)
     if layers.num_layers != state.alignment.shape[0]:
       raise ValueError(
@@ -508,7 +513,7 @@ class _Method:
     Returns:
       The tree of updates, and the next state.
     """
-    anchors = _anchor.match(layers, state.anchor)
+    anchors = _anchor.match(layers, state.anchor, self.anchor)
     strengths = self._strengths(layers, state.count)
     kept = layers.unflatten(state.alignment)
     updates = list(steps)

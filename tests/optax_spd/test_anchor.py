@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from optax_spd import adam_spd, spd, with_spd
+from optax_spd import adam_spd, decay_to_anchor, spd, with_spd
 from tests.optax_spd.problems import Quadratic, as_arrays
 
 
@@ -168,3 +168,36 @@ def test_an_anchor_of_another_model_is_refused(anchor, message):
   for tx in (adam_spd(1e-3, anchor), spd(anchor, learning_rate=1e-3)):
     with pytest.raises(ValueError, match=message):
       tx.init(params)
+
+
+def test_a_state_of_another_mask_is_refused():
+  """Its hole would be read as the origin, and the layer pulled to zero."""
+  params = {'body': jnp.ones((3, 4)), 'head': jnp.ones(2)}
+  made = adam_spd(1e-3, mask={'body': True, 'head': False}).init(params)
+  used = adam_spd(1e-3, mask={'body': False, 'head': True})
+  message = r"no anchor for params\['head'\]; update needs the mask"
+  with pytest.raises(ValueError, match=message):
+    used.update(params, made, params)
+  made = decay_to_anchor(0.1, mask={'body': True, 'head': False}).init(params)
+  with pytest.raises(ValueError, match=message):
+    decay_to_anchor(0.1).update(params, made, params)
+
+
+def test_a_state_of_another_optimizer_is_refused():
+  params = {'w': jnp.ones(3)}
+  tx, base = adam_spd(1e-3), optax.adam(1e-3)
+  state = tx.init(params)
+  link = spd(learning_rate=1e-3)
+  for wrong in (base.init(params)[0], state, None):
+    with pytest.raises(TypeError, match='state that init of the same'):
+      link.update(params, wrong, params)
+  with pytest.raises(TypeError, match='is a SPDState, not a tuple'):
+    tx.update(params, state[1], params)
+
+
+def test_gradients_that_are_not_real_are_refused():
+  params = {'w': jnp.ones(3)}
+  tx = adam_spd(1e-3)
+  for grad in (jnp.ones(3, jnp.int32), jnp.ones(3, jnp.complex64)):
+    with pytest.raises(TypeError, match=r"updates\['w'\] has dtype"):
+      tx.update({'w': grad}, tx.init(params), params)

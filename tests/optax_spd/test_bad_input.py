@@ -302,10 +302,20 @@ WRONG_FOR_SPD = {
       ('1', TypeError),
     )
   },
+  'lambda_bool_array': (
+    lambda make: init(make, weight_decay=np.True_),
+    TypeError,
+    'weight_decay is .*True.*, not a number',
+  ),
+  'lambda_complex': (
+    lambda make: init(make, weight_decay=1j),
+    TypeError,
+    'weight_decay is 1j, not a number',
+  ),
   'lambda_none': (
     lambda make: init(make, weight_decay=None),
-    ValueError,
-    f'weight_decay {NOT_BODY}',
+    TypeError,
+    r'weight_decay is None, not a number in \[0, inf\)',
   ),
   'lambda_tree_none': (
     lambda make: init(make, weight_decay={'body': 1.0, 'head': None}),
