@@ -116,8 +116,13 @@ def match(layers: _layers.Layers, anchor: Any, given: Any) -> list[Any]:
 def delta(leaf: _layers.Leaf, anchor: Any) -> jax.Array:
   """theta - theta_0 of a leaf, in the dtype that its sums accumulate in."""
   dtype = _layers.accumulator(leaf)
-  theta = jnp.asarray(leaf.param).astype(dtype)
-  return theta if _layers.is_hole(anchor) else theta - anchor.astype(dtype)
+  theta = jnp.asarray(leaf.param)
+  if _layers.is_hole(anchor):
+    return theta.astype(dtype)
+  memory = jax.typeof(theta).memory_space
+  if jax.typeof(anchor).memory_space != memory:  # kept on the host
+    anchor = jax.device_put(anchor, memory)
+  return theta.astype(dtype) - anchor.astype(dtype)
 
 
 def _copy(caller: str, leaf: _layers.Leaf, value: Any, dtype: Any) -> jax.Array:
@@ -146,7 +151,8 @@ def _copy(caller: str, leaf: _layers.Leaf, value: Any, dtype: Any) -> jax.Array:
     # A shape without an implementation: compiling it fails, by this name.
     value = jax.ffi.ffi_call('spd_anchor_is_abstract', value)()
   if isinstance(param, jax.core.Tracer):
-    return _lay_out_like(param, jnp.array(value, dtype, copy=True))
+    # A new value as it is: what lays it out hands no input back.
+    return _lay_out_like(param, jnp.asarray(value, dtype))
   if getattr(param, 'committed', False) or getattr(value, 'committed', False):
     # device_put first and alone: a sharded parameter's anchor may be too large
     # for one device.

@@ -201,3 +201,26 @@ def test_gradients_that_are_not_real_are_refused():
   for grad in (jnp.ones(3, jnp.int32), jnp.ones(3, jnp.complex64)):
     with pytest.raises(TypeError, match=r"updates\['w'\] has dtype"):
       tx.update({'w': grad}, tx.init(params), params)
+
+
+def test_an_anchor_on_the_host_stays_there():
+  problem = Quadratic()
+  params = as_arrays(problem.params)
+  tx = adam_spd(1e-3)
+  ours = theirs = tx.init(params)
+  anchor = ours[1].anchor
+  on_host = jax.tree.map(
+    lambda x: x.sharding.with_memory_kind('pinned_host'), anchor
+  )
+  ours = optax.tree.set(ours, anchor=jax.device_put(anchor, on_host))
+  update = jax.jit(tx.update)
+  for _ in range(20):
+    grads = problem.grads(params, problem.noise())
+    expected, theirs = update(grads, theirs, params)
+    updates, ours = update(grads, ours, params)
+    chex.assert_trees_all_equal(updates, expected)
+    params = optax.apply_updates(params, updates)
+  for x in jax.tree.leaves(ours[1].anchor):
+    assert x.sharding.memory_kind == 'pinned_host'
+  assert ours[1].decayed_count.sum() > 0
+  tx.update(grads, ours, params)  # and without jit

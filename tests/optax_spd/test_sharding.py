@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from optax_spd import adam_spd, spd
+from optax_spd import adam_spd, spd, with_spd
 
 SPECS = {
   'replicated': {'kernel': P(), 'stacked': P(), 'bias': P()},
@@ -212,3 +212,34 @@ def test_state_and_updates_keep_their_types(kind, dtype):
     spd_state = optax.tree.get(state, 'SPDState')
     wide = jnp.float64 if dtype == jnp.float64 else jnp.float32
     assert spd_state.deviation.dtype == wide
+
+
+@is_auto
+@layouts
+@pytest.mark.parametrize('dtype', [jnp.float16, jnp.bfloat16, jnp.float64])
+def test_types_and_layouts_together(dtype, layout, axis_type):
+  mesh = jax.make_mesh((4, 2), ('data', 'model'), axis_types=(axis_type,) * 2)
+  with jax.enable_x64(dtype == jnp.float64), jax.set_mesh(mesh):
+    params, grads = (
+      place(jax.tree.map(lambda x: x.astype(dtype), t), mesh, layout)
+      for t in (make_params(), gradients(1)[0])
+    )
+    tx = with_spd(optax.sgd(1e-2), layer_axes=AXES)
+    first = tx.init(params)[1]
+    _, state = jax.jit(tx.update)(grads, jax.jit(tx.init)(params), params)
+    for a, b in zip(
+      jax.tree.leaves(first), jax.tree.leaves(state[1]), strict=True
+    ):
+      assert describe(a) == describe(b)
+      assert a.sharding.is_equivalent_to(b.sharding, a.ndim)
+
+
+@is_auto
+def test_a_state_of_a_jitted_init_can_be_donated(axis_type):
+  mesh = jax.make_mesh((4, 2), ('data', 'model'), axis_types=(axis_type,) * 2)
+  with jax.set_mesh(mesh):
+    params = place(make_params(), mesh, 'both')
+    tx = adam_spd(1e-2, layer_axes=AXES)
+    state = jax.jit(tx.init)(params)
+    step = jax.jit(tx.update, donate_argnums=(1, 2))
+    step(place(gradients(1)[0], mesh, 'both'), state, params)
