@@ -18,7 +18,7 @@ def spd_state(state):
 
 def trajectory(tx, num_steps=40, transform=lambda g: g, **extra):
   """Params after every step, and the last state."""
-  problem = Quadratic(num_layers=4)
+  problem = Quadratic(num_layers=4, size=(8, 8))
   params = as_arrays(problem.params)
   state = tx.init(params)
   update = jax.jit(tx.update)
@@ -33,7 +33,7 @@ def trajectory(tx, num_steps=40, transform=lambda g: g, **extra):
 
 def by_hand(tx, num_steps=40, transform=lambda g: g, weight_decay=1.0):
   """Any base optimizer, with SPD of the oracle after its step."""
-  problem = Quadratic(num_layers=4)
+  problem = Quadratic(num_layers=4, size=(8, 8))
   theta_0 = problem.params
   params = as_arrays(problem.params)
   state = tx.init(params)
@@ -128,7 +128,7 @@ def test_masked_and_partition_and_freeze_act_on_a_part():
 
   frozen = optax.chain(adam_spd(1e-3), optax.freeze(half(spd_part[-1])))
   ours, _ = trajectory(frozen)
-  start = Quadratic(num_layers=4).params
+  start = Quadratic(num_layers=4, size=(8, 8)).params
   np.testing.assert_array_equal(ours[-1]['layer_00'], start['layer_00'])
   assert (ours[-1]['layer_03'] != start['layer_03']).all()
 
@@ -144,7 +144,7 @@ def test_a_gradient_passed_along_may_hold_more_than_the_masked_params(wrap):
       {'a': link, 'b': optax.sgd(1e-3)},
       lambda p: {n: 'a' if n < 'layer_02' else 'b' for n in p},
     )
-  problem = Quadratic(num_layers=4)
+  problem = Quadratic(num_layers=4, size=(8, 8))
   params = as_arrays(problem.params)
   state, whole_state = tx.init(params), adam_spd(1e-3).init(params)
   for _ in range(30):
@@ -158,7 +158,7 @@ def test_a_gradient_passed_along_may_hold_more_than_the_masked_params(wrap):
 
 
 def test_multi_steps_acts_once_for_an_accumulated_gradient():
-  problem = Quadratic(num_layers=4)
+  problem = Quadratic(num_layers=4, size=(8, 8))
   noises = [problem.noise() for _ in range(80)]
 
   def run(tx, every):
@@ -186,7 +186,7 @@ def test_multi_steps_acts_once_for_an_accumulated_gradient():
 
 def test_apply_if_finite_recovers():
   tx = optax.apply_if_finite(adam_spd(1e-3), max_consecutive_errors=3)
-  problem = Quadratic(num_layers=4)
+  problem = Quadratic(num_layers=4, size=(8, 8))
   params = as_arrays(problem.params)
   state, clean = tx.init(params), adam_spd(1e-3).init(params)
   for t in range(30):
@@ -207,9 +207,9 @@ def test_inject_hyperparams_changes_lambda_in_one_program():
   factory = optax.inject_hyperparams(
     adam_spd, static_args=('anchor', 'mask', 'layer_axes', 'anchor_dtype')
   )
-  anchor = Quadratic(num_layers=4).params
+  anchor = Quadratic(num_layers=4, size=(8, 8)).params
   tx = factory(1e-3, anchor, 0.0, mask=lambda p: True, layer_axes=0)
-  problem = Quadratic(num_layers=4)
+  problem = Quadratic(num_layers=4, size=(8, 8))
   params = as_arrays(problem.params)
   state = tx.init(params)
   update = jax.jit(tx.update)
