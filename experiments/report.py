@@ -24,7 +24,7 @@ _COLUMNS = (
   ('ID AP', lambda r: r['id']['ap']),
   ('OOD AUROC', lambda r: r['ood']['auroc']),
   ('OOD AP', lambda r: r['ood']['ap']),
-  ('|θ-θ₀|', lambda r: r['deviation']),
+  ('‖θ-θ₀‖', lambda r: r['deviation']),
   ('selected', lambda r: r['selected']),
   ('decayed', lambda r: r['decayed']),
   ('step', lambda r: r['step']),

@@ -43,6 +43,7 @@ def test_table():
   cells = [[c.strip() for c in line.split('|')[1:-1]] for line in lines]
   assert len(lines) == 4
   assert len({len(line) for line in lines}) == 1
+  assert {line.count('|') for line in lines} == {11}
   assert cells[2][:4] == [
     'probe',
     '0.900 ± 0.000',
