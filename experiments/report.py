@@ -1,8 +1,14 @@
-"""Rows -> the table, the JSON, and the pictures."""
+"""Rows -> the table, the JSON, and the pictures.
 
+python -m experiments.report ROWS.jsonl prints the table of a study's rows.
+"""
+
+import functools
 import json
+import operator
 import os
 import pathlib
+import sys
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -18,18 +24,56 @@ _COLORS = (
   '#CC79A7',
 )
 _MARKERS = 'os^vDPX'
-_COLUMNS = (
-  ('method', lambda r: r['label']),
-  ('ID AUROC', lambda r: r['id']['auroc']),
-  ('ID AP', lambda r: r['id']['ap']),
-  ('OOD AUROC', lambda r: r['ood']['auroc']),
-  ('OOD AP', lambda r: r['ood']['ap']),
-  ('‖θ-θ₀‖', lambda r: r['deviation']),
-  ('selected', lambda r: r['selected']),
-  ('decayed', lambda r: r['decayed']),
-  ('step', lambda r: r['step']),
-  ('seconds', lambda r: r['seconds']),
-)
+_METRICS = {
+  'accuracy': 'acc',
+  'balanced_accuracy': 'balanced acc',
+  'auroc': 'AUROC',
+  'ap': 'AP',
+}
+
+
+def _value(set_name, metric):
+  return lambda row: row['metrics'][set_name][metric]
+
+
+def _mean(set_names, metric):
+  return lambda row: np.mean(
+    [row['metrics'][name][metric] for name in set_names]
+  )
+
+
+def columns(rows, means):
+  """What the table shows of a row.
+
+  Every metric of the first set (ID), of the means, and of a single OOD set; the
+  first metric of the other sets.
+
+  Args:
+    rows: of a study, as `compare.run` makes them.
+    means: `{name: the sets to average}`.
+
+  Returns:
+    `{column: row -> value}`.
+  """
+  found = rows[0]['metrics']
+  first, *others = [name for name in found if name != 'val']
+  every = list(found[first])
+  table = {'method': lambda row: row['label']}
+
+  def add(title, value, metrics):
+    for metric in metrics:
+      table[f'{title} {_METRICS[metric]}'] = value(metric)
+
+  add(first, functools.partial(_value, first), every)
+  for name in others:
+    metrics = every if len(others) == 1 else every[:1]
+    add(name, functools.partial(_value, name), metrics)
+  for name, set_names in means.items():
+    add(name, functools.partial(_mean, set_names), every)
+  table['‖θ-θ₀‖'] = lambda row: row['deviation']
+  for name in ('selected', 'decayed', 'step', 'seconds'):
+    table[name] = operator.itemgetter(name)
+  return table
 
 
 def write(path, text):
@@ -43,6 +87,21 @@ def write(path, text):
 def write_json(path, value):
   """As `write`; NumPy arrays become lists."""
   write(path, json.dumps(value, indent=1, default=lambda x: x.tolist()) + '\n')
+
+
+def write_jsonl(path, rows):
+  """As `write`, a line a row; without the histories."""
+  lines = [
+    json.dumps({key: row[key] for key in row if key != 'history'})
+    for row in rows
+  ]
+  write(path, '\n'.join(lines) + '\n')
+
+
+def read_jsonl(path):
+  """The rows of a file that `write_jsonl` wrote."""
+  text = pathlib.Path(path).read_text()
+  return [json.loads(line) for line in text.splitlines()]
 
 
 def group(rows):
@@ -67,12 +126,21 @@ def _cell(name, values):
   return f'{mean:.3f}{spread}'
 
 
-def table(rows):
-  """A Markdown table, a line a method: means over seeds, ± one deviation."""
-  lines = [[name for name, _ in _COLUMNS]]
+def table(rows, means):
+  """A Markdown table, a line a method: means over seeds, ± one deviation.
+
+  Args:
+    rows: of a study.
+    means: as `columns` takes them.
+  """
+  shown = columns(rows, means)
+  lines = [list(shown)]
   for group_rows in group(rows).values():
     lines.append(
-      [_cell(name, [get(row) for row in group_rows]) for name, get in _COLUMNS]
+      [
+        _cell(name, [get(row) for row in group_rows])
+        for name, get in shown.items()
+      ]
     )
   widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
   text = [
@@ -89,24 +157,39 @@ def table(rows):
   return '\n'.join(text)
 
 
-def plot_plane(rows, path, title):
-  """ID against OOD: a point a method, its seeds in faint."""
+def plot_plane(rows, means, path, title):
+  """ID against OOD: a point a method, its seeds in faint.
+
+  Args:
+    rows: of a study.
+    means: as `columns` takes them; the first one is drawn, or all OOD sets'.
+    path: of the picture.
+    title: above it.
+  """
+  found = rows[0]['metrics']
+  id_set, *others = [name for name in found if name != 'val']
+  metric = next(iter(found[id_set]))
+  ood, set_names = next(iter(means.items()), (', '.join(others), others))
   figure = Figure(figsize=(9.6, 5.6), layout='constrained')
   axes = figure.subplots()
   for i, (label, group_rows) in enumerate(group(rows).items()):
-    points = np.array(
-      [(row['id']['auroc'], row['ood']['auroc']) for row in group_rows]
-    )
-    style = {'color': _COLORS[i % 7], 'marker': _MARKERS[i % 7]}
+    x, y = _value(id_set, metric), _mean(set_names, metric)
+    points = np.array([(x(row), y(row)) for row in group_rows])
+    style = _style(i)
     if len(points) > 1:
       axes.scatter(*points.T, s=30, alpha=0.3, linewidths=0, **style)
     axes.scatter(*points.mean(0), s=130, label=label, zorder=3, **style)
-  axes.set_xlabel('ID AUROC, mono-crystalline cells (higher is better)')
-  axes.set_ylabel('OOD AUROC, poly-crystalline cells (higher is better)')
+  axes.set_xlabel(f'{id_set} {_METRICS[metric]} (higher is better)')
+  axes.set_ylabel(f'{ood} {_METRICS[metric]} (higher is better)')
   axes.set_title(title)
   axes.grid(alpha=0.3)
-  axes.legend()
+  figure.legend(loc='outside right center')
   figure.savefig(path, dpi=100)
+
+
+def _style(i):
+  """Colour and marker of the i-th method; the first 49 differ."""
+  return {'color': _COLORS[i % 7], 'marker': _MARKERS[(i + i // 7) % 7]}
 
 
 def plot_steps(rows, path, title, window=10):
@@ -123,7 +206,8 @@ def plot_steps(rows, path, title, window=10):
 
     steps = np.arange(1, len(mean('deviation')) + 1)
     window = min(window, len(steps))
-    style = {'color': _COLORS[i % 7], 'label': label, 'linewidth': 2}
+    style = {**_style(i), 'label': label, 'linewidth': 2}
+    style |= {'markevery': max(1, len(steps) // 8), 'markersize': 5}
     left.plot(steps, mean('deviation'), **style)
     if 'decayed' in histories[0]:
       kernel = np.ones(window) / window
@@ -135,7 +219,13 @@ def plot_steps(rows, path, title, window=10):
     axes.set_xlabel('step')
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
-    if axes.lines:
-      axes.legend()
+  handles, labels = left.get_legend_handles_labels()
+  figure.legend(handles, labels, loc='outside right center')
   figure.suptitle(title)
   figure.savefig(path, dpi=100)
+
+
+if __name__ == '__main__':
+  for path in sys.argv[1:]:
+    rows = read_jsonl(path)
+    print(table(rows, rows[0]['means']))

@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import time
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -10,23 +12,24 @@ import numpy as np
 import optax
 from flax import nnx
 
-from experiments import evaluate, optimizers
-from experiments.tasks import classification
+from experiments import evaluate
 
 
 class Run(NamedTuple):
   """One fine-tuning run.
 
   Attributes:
-    params: those of the step with the best validation AUROC.
+    params: those of the step with the best metric on validation.
     step: that step, counted from 1.
     history: `{name: array [num_steps]}`: the loss, |theta - theta_0|, and under
       SPD the shares of layers selected and decayed in that step.
+    waiting: the share of the training time in which the step waited for data.
   """
 
   params: Any
   step: int
   history: dict[str, np.ndarray]
+  waiting: float
 
 
 def trainable_from(first_block):
@@ -36,50 +39,46 @@ def trainable_from(first_block):
     if not first_block or path[0] == 'head':
       return True
     _, part, *rest = path
-    return part == 'norm' or (part == 'blocks' and rest[0] >= first_block)
+    return part in ('norm', 'projection') or (
+      part == 'blocks' and rest[0] >= first_block
+    )
 
   return is_trained
 
 
 @dataclasses.dataclass(frozen=True)
 class FineTuning:
-  """What all methods share: the model, its pretrained params, data, budget.
+  """What all methods share: the task, the model, theta_0, data, budget.
 
   Attributes:
-    graphdef: of the classifier.
+    task: hashable, with `loss(model, batch, key)`, a scalar, and
+      `predict(model, inputs)`, an array [B, ...]; as `Classification`.
+    metrics: outputs [N, ...], labels [N], classes -> `{name: float}`; the first
+      one chooses the step.
+    graphdef: of the model.
     pretrained: theta_0, the params to train.
     frozen: the other state.
-    first_block: the block that the inputs enter.
-    train: inputs [N, T, D] and labels [N].
-    val: the same; the step is chosen on it.
-    config: `learning_rate`, `num_steps`, `batch_size`, `warmup`,
-      `eval_every`, `eval_batch_size`.
+    train: seed -> an endless iterator of batches.
+    val: the `EvalSet` that the step is chosen on.
+    config: `num_steps`, `eval_batch_size`, `eval_every` and `ema`.
   """
 
+  task: Any
+  metrics: Callable[..., dict[str, float]]
   graphdef: Any
   pretrained: Any
   frozen: Any
-  first_block: int
-  train: tuple[np.ndarray, np.ndarray]
-  val: tuple[np.ndarray, np.ndarray]
+  train: Callable[[int], Iterator[dict[str, np.ndarray]]]
+  val: evaluate.EvalSet
   config: Any
 
-  def __post_init__(self):
-    if self.config.batch_size > len(self.train[1]):
-      raise ValueError(
-        f'config.batch_size is {self.config.batch_size}, of '
-        f'{len(self.train[1])} training examples; make it smaller.'
-      )
-
-  def logits(self, params, inputs):
-    """Logits [B, C] of inputs [B, T, D]; compiled once a batch size."""
-    return _logits(self.graphdef, params, self.frozen, inputs, self.first_block)
-
   def evaluate(self, params, sets):
-    """`{name: metrics}` of `{name: (inputs, labels)}`."""
+    """`{name: metrics}` of `{name: EvalSet}`."""
     return evaluate.evaluate(
-      functools.partial(self.logits, params),
-      classification.binary_metrics,
+      functools.partial(
+        _predict, self.graphdef, self.task, params, self.frozen
+      ),
+      self.metrics,
       sets,
       self.config.eval_batch_size,
     )
@@ -88,13 +87,14 @@ class FineTuning:
     """|theta - theta_0| over all that is trained."""
     return float(_distance(params, self.pretrained))
 
-  def run(self, optimizer, weight_decay, seed, progress=lambda loss: None):
-    """Fine-tunes, and chooses a step by the AUROC on validation.
+  def run(self, method, strength, seed, start=None, progress=lambda loss: None):
+    """Fine-tunes, and chooses a step by the first metric on validation.
 
     Args:
-      optimizer: a key of `optimizers.OPTIMIZERS`.
-      weight_decay: its strength.
-      seed: of the order of the data.
+      method: an `optimizers.Method`.
+      strength: the arguments of its `make`, as a dict of numbers.
+      seed: of the order of the data, of augmentation, mixing and drop path.
+      start: params to start from, and to anchor to; None for theta_0.
       progress: called with the loss of every step.
 
     Returns:
@@ -104,53 +104,63 @@ class FineTuning:
       FloatingPointError: if the loss is not finite.
     """
     config = self.config
-    inputs, labels = self.train
-    schedule = {'num_steps': config.num_steps, 'warmup': config.warmup}
-    strength = {
-      'learning_rate': config.learning_rate,
-      'weight_decay': weight_decay,
-    }
     step_fn = functools.partial(
-      _train_step,
-      self.graphdef,
-      self.frozen,
-      self.pretrained,
-      first_block=self.first_block,
-      optimizer=optimizer,
-      **schedule,
-      strength=strength,
-      class_weights=classification.class_weights(
-        labels, self.pretrained['head']['bias'].size
-      ),
+      _train_step, self.graphdef, self.task, method, config.ema
     )
-    params = jax.tree.map(jnp.copy, self.pretrained)
-    tx = optimizers.make(optimizer, **strength, **schedule)
-    opt_state = tx.init(params)
+    start = self.pretrained if start is None else start
+    params = jax.tree.map(jnp.copy, start)
+    opt_state = method.make(**strength).init(params)
+    average = jax.tree.map(jnp.copy, params) if config.ema else None
 
-    best, chosen, history = -np.inf, None, []
-    order = _data_order(len(labels), config.batch_size, seed)
-    for step, rows in zip(range(1, config.num_steps + 1), order, strict=False):
-      params, opt_state, metrics = step_fn(
-        params, opt_state, inputs[rows], labels[rows]
-      )
-      history.append(jax.device_get(metrics))
+    best, chosen, history, running, waited = -np.inf, None, [], None, 0.0
+
+    def fetch():
+      history.append(jax.device_get(running))
       loss = float(history[-1]['loss'])
       if not np.isfinite(loss):
         raise FloatingPointError(
-          f'{optimizer}: the loss is {loss} at step {step}; lower '
-          f'--config.learning_rate, now {config.learning_rate}.'
+          f'{method.optimizer}: the loss is {loss} at step {len(history)}; '
+          f'lower the learning rate, now {strength["learning_rate"]}.'
         )
       progress(loss)
+
+    batches = self.train(seed)
+    start_time, evaluating = time.perf_counter(), 0.0
+    for step in range(1, config.num_steps + 1):
+      waiting_since = time.perf_counter()
+      batch = next(batches)
+      waited += time.perf_counter() - waiting_since
+      params, opt_state, average, metrics = step_fn(
+        self.frozen,
+        self.pretrained,
+        params,
+        opt_state,
+        average,
+        batch,
+        seed,
+        step,
+        strength,
+      )
+      # A step behind, so that the device has work while the host looks.
+      if running:
+        fetch()
+      running = metrics
       if step % config.eval_every == 0 or step == config.num_steps:
-        auroc = self.evaluate(params, {'val': self.val})['val']['auroc']
-        if auroc >= best:
-          best, chosen = auroc, (step, jax.tree.map(jnp.copy, params))
+        fetch()
+        running, since = None, time.perf_counter()
+        shown = params if average is None else average
+        found = self.evaluate(shown, {'val': self.val})['val']
+        quality = next(iter(found.values()))
+        if quality >= best:
+          best, chosen = quality, (step, jax.tree.map(jnp.copy, shown))
+        evaluating += time.perf_counter() - since
+    seconds = time.perf_counter() - start_time - evaluating
     step, params = chosen
     columns = {
       name: np.array([metrics[name] for metrics in history])
       for name in history[0]
     }
-    return Run(params, step, columns)
+    return Run(params, step, columns, waited / seconds)
 
 
 def wise_ft(pretrained, params, alpha):
@@ -158,10 +168,9 @@ def wise_ft(pretrained, params, alpha):
   return jax.tree.map(lambda a, b: a + alpha * (b - a), pretrained, params)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 4))
-def _logits(graphdef, params, frozen, inputs, first_block):
-  model = nnx.merge(graphdef, params, frozen)
-  return model(inputs.astype(jnp.float32), first_block)
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _predict(graphdef, task, params, frozen, inputs):
+  return task.predict(nnx.merge(graphdef, params, frozen), inputs)
 
 
 @jax.jit
@@ -170,52 +179,39 @@ def _distance(params, pretrained):
 
 
 @functools.partial(
-  jax.jit,
-  static_argnums=0,
-  static_argnames=('optimizer', 'num_steps', 'warmup', 'first_block'),
-  donate_argnums=(3, 4),
+  jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=(6, 7, 8)
 )
 def _train_step(
   graphdef,
+  task,
+  method,
+  ema,
   frozen,
   pretrained,
   params,
   opt_state,
-  inputs,
-  labels,
-  *,
-  first_block,
-  optimizer,
-  num_steps,
-  warmup,
+  average,
+  batch,
+  seed,
+  step,
   strength,
-  class_weights,
 ):
-  """One step; strength and rate are traced: one program serves a method."""
+  """One step; rate and strengths are traced: one program serves a method."""
+  key = jax.random.fold_in(jax.random.key(seed), step)
 
   def loss_fn(params):
-    logits = _logits(graphdef, params, frozen, inputs, first_block)
-    return classification.loss(logits, labels, class_weights)
+    return task.loss(nnx.merge(graphdef, params, frozen), batch, key)
 
-  tx = optimizers.make(
-    optimizer, **strength, num_steps=num_steps, warmup=warmup
-  )
+  tx = method.make(**strength)
   loss, grads = jax.value_and_grad(loss_fn)(params)
   updates, new_state = tx.update(grads, opt_state, params)
   params = optax.apply_updates(params, updates)
+  if ema:
+    average = optax.incremental_update(params, average, 1 - ema)
   metrics = {'loss': loss, 'deviation': _distance(params, pretrained)}
   if (spd := optax.tree.get(new_state, 'SPDState')) is not None:
     before = optax.tree.get(opt_state, 'SPDState')
     selected = spd.selected_count - before.selected_count
     decayed = spd.decayed_count - before.decayed_count
     metrics |= {'selected': selected.mean(), 'decayed': decayed.mean()}
-  return params, new_state, metrics
-
-
-def _data_order(num_examples, batch_size, seed):
-  """Rows of one batch after another: shuffled epochs, short batches dropped."""
-  rng = np.random.default_rng(seed)
-  while True:
-    rows = rng.permutation(num_examples)
-    for start in range(0, num_examples - batch_size + 1, batch_size):
-      yield rows[start : start + batch_size]
+  return params, new_state, average, metrics

@@ -48,7 +48,10 @@ def test_every_block_runs(name, tmp_path, monkeypatch):
     exec(compile(block, name, 'exec'), scope)
 
 
-def test_links_lead_somewhere():
-  for name in ('README.md', 'RECIPES.md'):
-    for link in re.findall(r'\]\(([^)#]+)\)', (ROOT / name).read_text()):
-      assert link.startswith('https://') or (ROOT / link).exists(), link
+@pytest.mark.parametrize(
+  'name', ['README.md', 'RECIPES.md', 'experiments/README.md']
+)
+def test_links_lead_somewhere(name):
+  file = ROOT / name
+  for link in re.findall(r'\]\(([^)#]+)\)', file.read_text()):
+    assert link.startswith('https://') or (file.parent / link).exists(), link

@@ -12,23 +12,13 @@ References:
 """
 
 import itertools
-from concurrent import futures
-from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from experiments import packages
+from experiments.data import images
 
 _REQUIREMENT = 'elpv-dataset==1.0.0.post1'
-
-
-class Split(NamedTuple):
-  """Labelled images; N of them, S x S pixels."""
-
-  images: np.ndarray  # [N, S, S, 1] uint8, grey
-  labels: np.ndarray  # [N] int32, 1 where the cell is defective
-  names: list[str]  # [N] file names
 
 
 def find():
@@ -40,8 +30,8 @@ def find():
   return packages.package_file('elpv_dataset', 'data', _REQUIREMENT)
 
 
-def load_elpv(image_size):
-  """Reads the images and splits them.
+def open_elpv(data_dir, split):
+  """Opens a split of the installed package's images, 300 x 300 and grey.
 
   Label: the defect probability is above 0.5. The cells of one module follow one
   another in the file, and defect rates differ between modules, so neither whole
@@ -50,33 +40,34 @@ def load_elpv(image_size):
   test. All poly cells are OOD.
 
   Args:
-    image_size: S, in pixels; 300 in the files, resized by antialiased bicubic.
+    data_dir: of the other kinds of sources.
+    split: 'train', 'val', 'test' or 'ood', of 644, 162, 268 and 1,550 cells.
 
   Returns:
-    `{'train': Split, 'val': Split, 'test': Split, 'ood': Split}` of 644, 162,
-    268 and 1,550 cells.
+    An `images.ImageFiles` in the file's order.
 
   Raises:
-    As `find`.
+    ValueError: no such split.
+    ModuleNotFoundError: the package is not installed.
   """
+  del data_dir
   folder = find()
   lines = (folder / 'labels.csv').read_text().splitlines()
   names, probabilities, types = zip(*map(str.split, lines), strict=True)
+  splits = _split_rows(types)
+  if split not in splits:
+    raise ValueError(
+      f'ELPV has no split {split!r}; it has {", ".join(splits)}.'
+    )
+  rows = splits[split]
   labels = (np.asarray(probabilities, float) > 0.5).astype(np.int32)
-
-  def read(name):
-    with Image.open(folder / name) as image:
-      size = (image_size, image_size)
-      return np.asarray(image.resize(size, Image.Resampling.BICUBIC))
-
-  # Threads: Pillow decodes and resizes outside the interpreter's lock.
-  with futures.ThreadPoolExecutor() as pool:
-    images = np.stack(list(pool.map(read, names)))[..., None]
-
-  return {
-    split: Split(images[rows], labels[rows], [names[row] for row in rows])
-    for split, rows in _split_rows(types).items()
-  }
+  return images.ImageFiles(
+    folder,
+    tuple(names[row] for row in rows),
+    labels[rows],
+    ('intact', 'defective'),
+    mode='L',
+  )
 
 
 def _split_rows(types):

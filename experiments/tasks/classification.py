@@ -1,31 +1,132 @@
-"""Classification: the loss, and the metrics of two classes."""
+"""Image classification: the loss, what a model predicts, and the metrics."""
 
+import dataclasses
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from sklearn import metrics
+from sklearn import metrics as sklearn_metrics
+
+from experiments.data import mixing
 
 
-def class_weights(labels, num_classes):
+@dataclasses.dataclass(frozen=True)
+class Classification:
+  """The task of a `heads.Classifier`. Hashable: it is part of the program.
+
+  Attributes:
+    num_classes: C.
+    first_block: 0 for inputs that are images, [B, H, W, 1 or 3] from 0 to 255;
+      otherwise they are tokens that enter this block, [B, T, D].
+    class_weights: C floats; each example counts as its class does.
+    label_smoothing: what a target shares out among all classes.
+    mixup: as `mixing.mix` takes it; so the next three.
+    cutmix: see there.
+    mix_probability: see there.
+    mix_switch: see there.
+  """
+
+  num_classes: int
+  first_block: int
+  class_weights: tuple[float, ...]
+  label_smoothing: float
+  mixup: float
+  cutmix: float
+  mix_probability: float
+  mix_switch: float
+
+  def tokens(self, model, inputs):
+    """Inputs -> the tokens that enter `first_block`, [B, T, D]."""
+    if self.first_block:
+      return inputs.astype(jnp.float32)
+    backbone = model.backbone
+    return backbone.embed(backbone.config.normalize(inputs))
+
+  def predict(self, model, inputs, key=None):
+    """Logits [B, C]; `key` is drop path's, in training."""
+    return model(self.tokens(model, inputs), self.first_block, key=key)
+
+  def loss(self, model, batch, key):
+    """The training loss, a scalar: mixed, smoothed, weighted cross-entropy.
+
+    Args:
+      model: the classifier.
+      batch: 'image' as `predict` takes its inputs, 'label' [B].
+      key: of this step.
+    """
+    mix_key, drop_key = jax.random.split(key)
+    inputs = batch['image']
+    targets = jax.nn.one_hot(batch['label'], self.num_classes)
+    targets = optax.smooth_labels(targets, self.label_smoothing)
+    if self.mixup or self.cutmix:
+      inputs, targets = mixing.mix(
+        mix_key,
+        inputs,
+        targets,
+        mixup=self.mixup,
+        cutmix=self.cutmix,
+        probability=self.mix_probability,
+        switch=self.mix_switch,
+      )
+    logits = self.predict(model, inputs, drop_key)
+    weighted = targets * jnp.array(self.class_weights, targets.dtype)
+    return jnp.mean(optax.softmax_cross_entropy(logits, weighted))
+
+
+def balanced_weights(labels, num_classes):
   """Weights [C] under which every class counts the same; their mean is 1."""
   counts = np.bincount(labels, minlength=num_classes)
-  return (len(labels) / (num_classes * counts)).astype(np.float32)
+  return len(labels) / (num_classes * counts)
 
 
-def loss(logits_BxC, labels_B, weights_C):
-  """Cross-entropy, each example weighted by its class. A scalar."""
-  losses = optax.softmax_cross_entropy_with_integer_labels(logits_BxC, labels_B)
-  return jnp.mean(losses * weights_C[labels_B])
+def metrics(names, logits_NxC, labels_N, classes=None):
+  """Metrics of a whole set.
 
+  Args:
+    names: keys of `METRICS`.
+    logits_NxC: of every example.
+    labels_N: its class.
+    classes: bools [C]: the classes of this set, where it has not all of them;
+      the logits of the others are left out.
 
-def binary_metrics(logits_NxC, labels_N):
-  """Area under the ROC curve and average precision, in [0, 1].
-
-  Neither depends on a threshold: under this kind of shift all logits move one
-  way, and what a fixed threshold measures is that.
+  Returns:
+    `{name: float in [0, 1]}`.
   """
-  scores = np.asarray(logits_NxC[:, 1] - logits_NxC[:, 0])
-  return {
-    'auroc': float(metrics.roc_auc_score(labels_N, scores)),
-    'ap': float(metrics.average_precision_score(labels_N, scores)),
-  }
+  if classes is not None:
+    logits_NxC = np.where(classes, logits_NxC, -np.inf)
+  return {name: float(METRICS[name](logits_NxC, labels_N)) for name in names}
+
+
+def _accuracy(logits_NxC, labels_N):
+  return np.mean(logits_NxC.argmax(1) == labels_N)
+
+
+def _balanced_accuracy(logits_NxC, labels_N):
+  """The mean of the accuracies in each class that the set has."""
+  right = logits_NxC.argmax(1) == labels_N
+  return np.mean([right[labels_N == c].mean() for c in np.unique(labels_N)])
+
+
+def _auroc(logits_NxC, labels_N):
+  """Area under the ROC curve, of two classes."""
+  return sklearn_metrics.roc_auc_score(labels_N, _scores(logits_NxC))
+
+
+def _average_precision(logits_NxC, labels_N):
+  """Average precision of class 1, of two."""
+  return sklearn_metrics.average_precision_score(labels_N, _scores(logits_NxC))
+
+
+def _scores(logits_NxC):
+  return logits_NxC[:, 1] - logits_NxC[:, 0]
+
+
+# The last two depend on no threshold: where a shift moves all logits one way,
+# what a fixed threshold measures is that.
+METRICS = {
+  'accuracy': _accuracy,
+  'balanced_accuracy': _balanced_accuracy,
+  'auroc': _auroc,
+  'ap': _average_precision,
+}

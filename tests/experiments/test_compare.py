@@ -9,8 +9,11 @@ import pytest
 from experiments import compare
 from experiments.configs import elpv
 
+FILES = {'table.md', 'rows.jsonl', 'results.json', 'plane.png', 'steps.png'}
 
-def test_the_study_end_to_end(tmp_path, capsys):
+
+@pytest.mark.parametrize('full', [False, True])
+def test_the_study_end_to_end(tmp_path, capsys, full):
   config = elpv.get_config()
   # Real weights, real images; small ones, and few steps.
   config.update(
@@ -18,52 +21,52 @@ def test_the_study_end_to_end(tmp_path, capsys):
     num_steps=6,
     eval_every=3,
     first_block=10,
+    batch_size=8,
     output_dir=str(tmp_path / 'new' / 'folder'),
   )
-  config = compare.configure(config, seeds=2)
-  compare.compare(config)
+  num_seeds = 1 if full else 2
+  methods = ['adamw', 'spd_1', 'wise_ft'] if full else None
+  opened = compare.configure(
+    config, seeds=num_seeds, methods=methods, full=full
+  )
+  compare.compare(config, opened)
   printed = capsys.readouterr().out
-  assert 'a demonstration, not evidence' in printed
+  assert ('a demonstration, not evidence' in printed) == full
   folder = tmp_path / 'new' / 'folder'
   assert (folder / 'table.md').read_text().strip() in printed
-  assert {p.name for p in folder.iterdir()} == {
-    'table.md',
-    'results.json',
-    'plane.png',
-    'steps.png',
-  }
+  assert {p.name for p in folder.iterdir()} == FILES
   results = json.loads((folder / 'results.json').read_text())
-  assert results['config'] == config.to_dict()
+  assert results['config']['num_steps'] == 6
+  assert results['config']['first_block'] == (0 if full else 10)
   rows = {(row['method'], row['seed']): row for row in results['rows']}
   assert list(rows) == [
-    (method, seed)
-    for seed in (0, 1)
-    for method in (
-      'linear_probe',
-      'adamw',
-      'l2sp',
-      'spd_03',
-      'spd_1',
-      'wise_ft',
-    )
+    (method, seed) for seed in range(num_seeds) for method in config.methods
   ]
-  for seed in (0, 1):
-    probe, adamw = rows['linear_probe', seed], rows['adamw', seed]
-    assert probe['deviation'] == 0
-    # The probe is fitted to the mono cells, whose features tell already.
-    assert probe['id']['auroc'] > 0.7
-    assert rows['spd_1', seed]['decayed'] > 0.05
-    assert rows['spd_1', seed]['deviation'] < adamw['deviation']
+  lines = (folder / 'rows.jsonl').read_text().splitlines()
+  assert len(lines) == len(rows)
+  for line, row in zip(map(json.loads, lines), results['rows'], strict=True):
+    assert line.items() >= {k: row[k] for k in row if k != 'history'}.items()
+    assert {'commit', 'device', 'command', 'jax'} <= line.keys()
+  for seed in range(num_seeds):
+    adamw, spd = rows['adamw', seed], rows['spd_1', seed]
+    assert spd['decayed'] > 0.05
+    assert spd['deviation'] < adamw['deviation']
     assert rows['wise_ft', seed]['deviation'] == pytest.approx(
       0.5 * adamw['deviation'], rel=1e-4
     )
-  assert rows['adamw', 0]['deviation'] != rows['adamw', 1]['deviation']
+    if not full:
+      probe = rows['linear_probe', seed]
+      assert probe['deviation'] == 0
+      # The probe is fitted to the mono cells, whose features tell already.
+      assert probe['metrics']['ID']['auroc'] > 0.7
+  if not full:
+    assert rows['adamw', 0]['deviation'] != rows['adamw', 1]['deviation']
 
 
 @pytest.mark.parametrize(
   ('changes', 'flags', 'message'),
   [
-    ({}, {'methods': ['adam']}, 'has no adam; it knows adamw, l2sp'),
+    ({}, {'methods': ['adam']}, 'has no adam; it knows linear_probe, adamw'),
     ({}, {'methods': ['wise_ft']}, '--methods=adamw,wise_ft'),
     ({}, {'seeds': 0}, 'num_seeds is 0'),
     ({'num_steps': 0}, {}, 'num_steps is 0'),
@@ -71,7 +74,22 @@ def test_the_study_end_to_end(tmp_path, capsys):
     ({'warmup': 1.0}, {}, 'warmup is 1.0'),
     ({'image_size': 80}, {}, 'must be a multiple of 14'),
     ({'first_block': 12}, {}, 'blocks 0 to 11'),
-    ({'methods.l2sp.optimizer': 'x'}, {}, 'must be one of adamw, l2sp'),
+    ({'methods.l2sp.optimizer': 'x'}, {}, 'must be one of adam, adamw, l2sp'),
+    ({'methods.adamw.train': 'x'}, {}, 'must be one of all, head, biases'),
+    ({'methods.wise_ft.spd': 1.0}, {}, r'set config\.methods\.wise_ft\.optim'),
+    ({'methods.adamw.starts_from': 'probe'}, {}, "run of 'probe', which is no"),
+    ({'batch_size': 645}, {}, 'is 645, of 644 training examples'),
+    ({'model.name': 'resnet'}, {}, r"model\.name is 'resnet'; .*dinov2_s14"),
+    ({'model.dtype': 'float16'}, {}, 'must be one of float32, bfloat16'),
+    ({'model.scan': True}, {}, 'set config.first_block to 0'),
+    ({'model.drop_path': 1.0}, {}, 'a probability below 1'),
+    ({'head': 'random'}, {}, 'must be one of linear_probe, zero_shot, zeros'),
+    ({'head': 'zero_shot'}, {}, 'dinov2_s14 has no text tower'),
+    ({'metrics': ('f1',)}, {}, "metrics is 'f1'; it must be one of accuracy"),
+    ({'mixup': 0.8}, {}, r'mixup is 0\.8, but .*first_block = 8'),
+    ({'augment': True}, {}, 'config.augment is True, but'),
+    ({'label_smoothing': 1.1}, {}, 'it is from 0 to 1'),
+    ({'eval_sets.OOD.split': 'x'}, {}, "'x'"),
   ],
 )
 def test_mistakes_are_refused_at_once(tmp_path, changes, flags, message):
@@ -80,6 +98,14 @@ def test_mistakes_are_refused_at_once(tmp_path, changes, flags, message):
   config.update_from_flattened_dict(changes)
   with pytest.raises(ValueError, match=message):
     compare.configure(config, **flags)
+
+
+def test_weights_that_are_not_there(tmp_path):
+  config = elpv.get_config()
+  config.output_dir = str(tmp_path)
+  config.model.pretrained = 'no/such/folder'
+  with pytest.raises(FileNotFoundError, match='no/such/folder: no such file'):
+    compare.configure(config)
 
 
 def test_an_output_folder_that_cannot_be_written(tmp_path):
@@ -93,6 +119,12 @@ def test_an_output_folder_that_cannot_be_written(tmp_path):
 @pytest.mark.parametrize(
   ('flag', 'message'),
   [
+    (
+      '--config=elpw',
+      'neither one of domainnet, elpv, imagenet, pacs nor the path',
+    ),
+    ('--config=elpv:mono', "takes no argument; it was 'mono'"),
+    ('--config=pacs:phot', 'one of photo, art_painting, cartoon, sketch'),
     (
       '--config.learning_rat=1',
       'is \'learning_rat\' Did you mean "learning_rate"',

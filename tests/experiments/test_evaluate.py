@@ -2,12 +2,19 @@
 
 import jax
 import numpy as np
+import pytest
 
-from experiments import evaluate
+from experiments import evaluate, study
 
 
-def test_ragged_batches_are_exact():
-  traced = []
+def a_set(inputs, labels=None, **changes):
+  labels = np.arange(len(inputs)) if labels is None else labels
+  return evaluate.EvalSet(study.Arrays(inputs, labels), **changes)
+
+
+@pytest.mark.parametrize('batch_size', [1, 3, 7, 16])
+def test_ragged_batches_are_exact(batch_size):
+  traced, done = [], []
 
   @jax.jit
   def double(x):
@@ -15,18 +22,20 @@ def test_ragged_batches_are_exact():
     return 2 * x
 
   x = np.arange(21, dtype=np.float32).reshape(7, 3)
-  done = []
-  for batch_size in (1, 3, 7, 16):
-    y = evaluate.in_batches(double, x, batch_size, done.append)
-    np.testing.assert_array_equal(y, 2 * x)
-  assert traced == [(1, 3), (3, 3), (7, 3), (16, 3)]
-  assert sum(done) == 4 * 7
+  y, labels = evaluate.predictions(double, a_set(x), batch_size, done.append)
+  np.testing.assert_array_equal(y, 2 * x)
+  np.testing.assert_array_equal(labels, np.arange(7))
+  assert traced == [(batch_size, 3)]
+  assert sum(done) == 7
 
 
 def test_every_set_is_reported():
-  sets = {'id': (np.eye(5), np.arange(5)), 'ood': (np.ones((2, 5)), None)}
-  found = evaluate.evaluate(
-    lambda x: x, lambda logits, labels: (len(logits), labels), sets, 4
-  )
-  assert found['id'][0] == 5
-  assert found['ood'] == (2, None)
+  sets = {
+    'id': a_set(np.eye(5)),
+    'ood': a_set(np.ones((2, 5)), classes=np.array([True, False])),
+  }
+  found = evaluate.evaluate(lambda x: x, lambda *given: given, sets, 4)
+  for name, (outputs, labels, classes) in found.items():
+    np.testing.assert_array_equal(outputs, sets[name].source.inputs)
+    np.testing.assert_array_equal(labels, sets[name].source.labels)
+    assert classes is sets[name].classes

@@ -1,56 +1,198 @@
 """Every method is the Optax transformation that its name says."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from ml_collections import ConfigDict
 
 from experiments import optimizers
-from optax_spd import adam_spd
-
-PARAMS = {'kernel': jnp.ones((3, 2)), 'bias': jnp.ones(2)}
-SCHEDULE = {'num_steps': 20, 'warmup': 0.1}
+from experiments.configs import base
+from optax_spd import adam_spd, with_spd
 
 
-def run(tx, num_steps=20):
-  params, state = PARAMS, tx.init(PARAMS)
-  for key in jax.random.split(jax.random.key(0), num_steps):
-    grads = jax.tree.map(lambda p, k=key: jax.random.normal(k, p.shape), params)
+def _params():
+  block = {'mlp': {'kernel': jnp.ones((3, 2)), 'bias': jnp.ones(2)}}
+  return {
+    'backbone': {
+      'pos_embed': jnp.ones((5, 3)),
+      'pre_norm': {'scale': jnp.ones(3)},
+      'blocks': {0: block, 1: block},
+      'norm': {'scale': jnp.ones(3), 'bias': jnp.ones(3)},
+    },
+    'head': {'kernel': jnp.ones((3, 2)), 'bias': jnp.ones(2)},
+  }
+
+
+PARAMS = _params()
+PLAIN = optimizers.Method('adam', 'all', 1.0, False, 20, 0.1, 0.0, 0.0)
+SCHEDULE = optimizers.warmup_cosine(1e-2, 20, 0.1)
+KERNELS = jax.tree.map(lambda p: p.shape == (3, 2), PARAMS)
+
+
+def make(strength=None, weight_decay=0.0, **changes):
+  method = dataclasses.replace(PLAIN, spd=strength is not None, **changes)
+  return method.make(1e-2, weight_decay, strength)
+
+
+def run(tx, params=PARAMS, num_steps=20):
+  state = tx.init(params)
+
+  @jax.jit
+  def step(params, state, key):
+    # Noise about a slope: SPD finds something to do. Of stacked params as of
+    # their slices.
+    noise = jax.random.normal(key)
+    grads = jax.tree.map(lambda p: noise + 0.3 * p, params)
     updates, state = tx.update(grads, state, params)
-    params = optax.apply_updates(params, updates)
-  return params
+    return optax.apply_updates(params, updates), state
+
+  for key in jax.random.split(jax.random.key(0), num_steps):
+    params, state = step(params, state, key)
+  return params, state
+
+
+def assert_close(ours, theirs):
+  # Float32 of differently fused programs.
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), ours, theirs
+  )
 
 
 def test_the_schedule_rises_and_falls():
-  schedule = optimizers.warmup_cosine(3e-4, 100, 0.1)
+  schedule = optimizers.warmup_cosine(3e-4, 100, 0.1, 1e-6, 1e-5)
   rates = np.array([schedule(t) for t in range(101)])
-  assert rates[0] == 0
-  np.testing.assert_allclose(rates[5], 1.5e-4, rtol=1e-5)
+  np.testing.assert_allclose(rates[0], 1e-6, rtol=1e-5)
+  np.testing.assert_allclose(rates[5], (1e-6 + 3e-4) / 2, rtol=1e-5)
   np.testing.assert_allclose(rates[10], 3e-4, rtol=1e-5)
-  np.testing.assert_allclose(rates[55], 1.5e-4, rtol=1e-5)
-  np.testing.assert_allclose(rates[100], 0, atol=1e-10)
+  np.testing.assert_allclose(rates[55], (1e-5 + 3e-4) / 2, rtol=1e-5)
+  np.testing.assert_allclose(rates[100], 1e-5, rtol=1e-4)
+  assert float(optimizers.warmup_cosine(1.0, 10, 0.0)(0)) == 1
+
+
+def pull(strength):
+  """mu (theta - theta_0), added by hand."""
+  return optax.stateless(
+    lambda u, p: jax.tree.map(
+      lambda u, p, a: u + strength * (p - a), u, p, PARAMS
+    )
+  )
+
+
+OPTIMIZERS = {
+  'adam': optax.adam(SCHEDULE),
+  'adamw': optax.adamw(SCHEDULE, weight_decay=2.0, mask=KERNELS),
+  # The penalty of L2-SP is mu / 2 |theta - theta_0|^2.
+  'l2sp': optax.chain(pull(2.0), optax.adam(SCHEDULE)),
+  'l2sp_decoupled': optax.chain(
+    optax.scale_by_adam(),
+    pull(2.0),
+    optax.scale_by_learning_rate(SCHEDULE),
+  ),
+  'lion': optax.lion(SCHEDULE, weight_decay=2.0, mask=KERNELS),
+}
 
 
 @pytest.mark.parametrize('name', optimizers.OPTIMIZERS)
-def test_methods(name):
-  schedule = optimizers.warmup_cosine(1e-2, 20, 0.1)
-  # The penalty of L2-SP is mu / 2 |theta - theta_0|^2: its gradient by hand.
-  l2sp = optax.chain(
-    optax.stateless(
-      lambda g, p: jax.tree.map(lambda g, p, a: g + 0.5 * (p - a), g, p, PARAMS)
+def test_optimizers(name):
+  ours, _ = run(make(optimizer=name, weight_decay=2.0))
+  theirs, _ = run(OPTIMIZERS[name])
+  assert_close(ours, theirs)
+  if name != 'adam':
+    plain, _ = run(optax.adam(SCHEDULE))
+    kernel = ours['head']['kernel']
+    assert not np.allclose(kernel, plain['head']['kernel'], rtol=1e-4)
+
+
+@pytest.mark.parametrize('name', optimizers.OPTIMIZERS)
+def test_spd_goes_round_any_of_them(name):
+  ours, state = run(make(0.7, optimizer=name, weight_decay=2.0))
+  inner = {'adam': adam_spd(SCHEDULE, weight_decay=0.7)}
+  theirs, _ = run(inner.get(name, with_spd(OPTIMIZERS[name], PARAMS, 0.7)))
+  assert optax.tree.get(state, 'SPDState').decayed_count.sum() > 0
+  assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize(
+  ('train', 'moved'),
+  [
+    ('head', {'head.kernel', 'head.bias'}),
+    (
+      'biases',
+      {
+        'head.kernel',
+        'head.bias',
+        'backbone.norm.bias',
+        'backbone.blocks.0.mlp.bias',
+        'backbone.blocks.1.mlp.bias',
+      },
     ),
-    optax.adam(schedule),
+  ],
+)
+@pytest.mark.parametrize('spd', [None, 1.0])
+def test_what_is_trained(train, moved, spd):
+  tx = make(spd, train=train, layer_decay=0.5)
+  params, _ = run(tx)
+  changed = {
+    jax.tree_util.keystr(path, simple=True, separator='.')
+    for (path, new), old in zip(
+      jax.tree_util.tree_leaves_with_path(params),
+      jax.tree.leaves(PARAMS),
+      strict=True,
+    )
+    if (new != old).any()
+  }
+  assert changed == moved
+
+
+def test_layer_decay():
+  tx, plain = make(layer_decay=0.5), make()
+  state, plain_state = tx.init(PARAMS), plain.init(PARAMS)
+  for _ in range(3):
+    ours, state = tx.update(PARAMS, state, PARAMS)
+    theirs, plain_state = plain.update(PARAMS, plain_state, PARAMS)
+  ratio = jax.tree.map(lambda a, b: float((a / b).mean()), ours, theirs)
+  assert ratio['head'] == pytest.approx({'kernel': 1, 'bias': 1})
+  backbone = ratio['backbone']
+  assert backbone['norm'] == pytest.approx({'scale': 1, 'bias': 1})
+  assert backbone['blocks'][1]['mlp']['kernel'] == pytest.approx(1 / 2)
+  assert backbone['blocks'][0]['mlp']['kernel'] == pytest.approx(1 / 4)
+  assert backbone['pos_embed'] == pytest.approx(1 / 8)
+  assert backbone['pre_norm']['scale'] == pytest.approx(1 / 8)
+
+
+def test_stacked_blocks_take_the_same_steps():
+  def stack(params):
+    blocks = params['backbone']['blocks']
+    stacked = jax.tree.map(lambda *b: jnp.stack(b), *blocks.values())
+    return {**params, 'backbone': {**params['backbone'], 'blocks': stacked}}
+
+  tx = make(1.0, optimizer='adamw', weight_decay=2.0, layer_decay=0.5)
+  unrolled, state = run(tx)
+  stacked, stacked_state = run(tx, stack(PARAMS))
+  assert_close(stack(unrolled), stacked)
+  counts = [
+    sorted(optax.tree.get(s, 'SPDState').decayed_count.tolist())
+    for s in (state, stacked_state)
+  ]
+  assert counts[0] == counts[1]
+  assert sum(counts[0]) > 0
+
+
+def test_from_config():
+  config = base.base()
+  config.update(num_steps=20, learning_rate=3e-4)
+  config.update(warmup_learning_rate=1e-6, min_learning_rate=1e-5)
+  spd = base.method('', optimizer='adam', spd=1.0)
+  method, strength = optimizers.from_config(config, spd)
+  assert method == optimizers.Method(
+    'adam', 'all', 1.0, True, 20, 0.1, 1e-6, 1e-5
   )
-  expected = {
-    'adamw': optax.adamw(
-      schedule, weight_decay=0.5, mask={'kernel': True, 'bias': False}
-    ),
-    'l2sp': l2sp,
-    'adam_spd': adam_spd(schedule, PARAMS, 0.5),
-  }[name]
-  tx = optimizers.make(name, learning_rate=1e-2, weight_decay=0.5, **SCHEDULE)
-  ours, theirs, plain = map(run, (tx, expected, optax.adam(schedule)))
-  for key in PARAMS:
-    np.testing.assert_allclose(ours[key], theirs[key], rtol=1e-6)
-  assert not np.allclose(ours['kernel'], plain['kernel'], rtol=1e-4)
+  assert strength == {'learning_rate': 3e-4, 'weight_decay': 0.0, 'spd': 1.0}
+  lion = base.method('', optimizer='lion', learning_rate=1e-5, weight_decay=0.1)
+  method, strength = optimizers.from_config(config, ConfigDict(lion))
+  assert not method.spd
+  assert strength == {'learning_rate': 1e-5, 'weight_decay': 0.1, 'spd': 0.0}

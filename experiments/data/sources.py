@@ -1,0 +1,159 @@
+"""Sources of labelled images: random access to what lies on disk.
+
+A source has a length; `source[i]` is `{'image': uint8 [H, W, 3 or 1], 'label':
+int32}`; `class_names` is a tuple; `labels` [N] int32 and `names`, of the files,
+are None where they cannot be known without reading everything. It can be
+pickled, and nothing is read until it is asked for.
+"""
+
+import functools
+import inspect
+
+import numpy as np
+from PIL import Image
+
+from experiments.data import corruptions, elpv, folders, images, tfds
+
+_KINDS = {
+  'tfds': tfds.open_tfds,
+  'folder': folders.open_folder,
+  'list': folders.open_list,
+  'elpv': elpv.open_elpv,
+}
+
+
+def open_source(spec, data_dir):
+  """Opens what a config describes.
+
+  Args:
+    spec: a mapping. `kind` is one of
+        'tfds': `tfds.open_tfds`, with name and split,
+        'folder': `folders.open_folder`, with path and classes,
+        'list': `folders.open_list`, with path, root and classes,
+        'elpv': `elpv.open_elpv`, with split;
+      and of any kind, in this order,
+        resize: pixels a side that every image is brought to,
+        corruption: `{'name', 'severity'}`, of `corruptions.Corruption`; its
+          seed is the image's position among all of them,
+        part: `{'shares', 'take', 'seed'}`, as `part` takes them,
+        limit: at most so many examples, drawn with seed 0.
+    data_dir: the folder that relative paths start from.
+
+  Returns:
+    The source.
+
+  Raises:
+    ValueError: a key is unknown, missing or has a wrong value.
+    OSError, ModuleNotFoundError: as the function of the kind does.
+  """
+  own = dict(spec)
+  kind = own.pop('kind', None)
+  if kind not in _KINDS:
+    raise ValueError(
+      f'A source is of the kind {", ".join(_KINDS)}, not {kind!r}: {spec}.'
+    )
+  size, corruption, held_out, limit = (
+    own.pop(key, None) for key in ('resize', 'corruption', 'part', 'limit')
+  )
+  source = _call(_KINDS[kind], spec, data_dir, **own)
+  if size is not None:
+    source = Mapped(source, functools.partial(_resize, size=size))
+  if corruption is not None:
+    source = Mapped(source, _call(corruptions.Corruption, spec, **corruption))
+  if held_out is not None:
+    source = _call(part, spec, source, **held_out)
+  if limit is not None:
+    if limit < 1:
+      raise ValueError(f'limit is {limit}; it must be at least 1: {spec}.')
+    rows = _shuffled(np.arange(len(source)), 0)[:limit]
+    source = Rows(source, np.sort(rows))
+  return source
+
+
+def part(source, shares, take, seed=0):
+  """One of several parts that hold every example once.
+
+  Each class is shuffled and cut on its own; so is the whole where the labels
+  are not known. A part depends on nothing else than the arguments.
+
+  Args:
+    source: the whole.
+    shares: of the parts, which sum to 1.
+    take: the number of the part, from 0.
+    seed: of the shuffle.
+
+  Returns:
+    A source.
+
+  Raises:
+    ValueError: the shares do not sum to 1, or there is no such part.
+  """
+  if abs(sum(shares) - 1) > 1e-6 or min(shares) < 0:
+    raise ValueError(f'part: shares are {shares}; they must sum to 1.')
+  if take not in range(len(shares)):
+    raise ValueError(
+      f'part: take is {take}; the parts are 0 to {len(shares) - 1}.'
+    )
+  stops = np.cumsum([0, *shares])[take : take + 2]
+  labels = np.zeros(len(source)) if source.labels is None else source.labels
+  rows = []
+  for label in np.unique(labels):
+    own = _shuffled(np.flatnonzero(labels == label), [seed, int(label)])
+    start, stop = np.round(stops * len(own)).astype(int)
+    rows.append(own[start:stop])
+  return Rows(source, np.sort(np.concatenate(rows)))
+
+
+class Rows:
+  """A source: some rows of another one."""
+
+  def __init__(self, source, rows):
+    self.class_names = source.class_names
+    self.labels = None if source.labels is None else source.labels[rows]
+    self.names = source.names and tuple(source.names[row] for row in rows)
+    self._source, self._rows = source, rows
+
+  def __len__(self):
+    return len(self._rows)
+
+  def __getitem__(self, index):
+    return self._source[self._rows[index]]
+
+
+class Mapped:
+  """A source: another one with a function of image and index applied."""
+
+  def __init__(self, source, function):
+    self.class_names = source.class_names
+    self.labels, self.names = source.labels, source.names
+    self._source, self._function = source, function
+
+  def __len__(self):
+    return len(self._source)
+
+  def __getitem__(self, index):
+    example = self._source[index]
+    return {**example, 'image': self._function(example['image'], index)}
+
+
+def _shuffled(rows, seed):
+  # RandomState's stream is frozen, unlike Generator's: a part stays a part.
+  return np.random.RandomState(seed).permutation(rows)
+
+
+def _resize(image, index, size):
+  """To size x size pixels, by antialiased bicubic."""
+  del index
+  image = images.to_pillow(image)
+  return images.from_pillow(
+    image.resize((size, size), Image.Resampling.BICUBIC)
+  )
+
+
+def _call(function, spec, *args, **keys):
+  """Calls a function with keys out of a spec, which it may not take."""
+  try:
+    inspect.signature(function).bind(*args, **keys)
+  except TypeError as error:
+    raise ValueError(f'{error}, in the source {spec}.') from error
+  return function(*args, **keys)

@@ -1,0 +1,102 @@
+"""Data sets that TensorFlow Datasets has prepared, read without TensorFlow.
+
+DomainNet, ImageNet and its relatives (`imagenet2012`, `imagenet_v2/...`,
+`imagenet_a`, `imagenet_r`, `imagenet_sketch`), and any other with an 'image'
+and a 'label'. All of ImageNet's have the labels of its 1,000 classes.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from experiments.data import images
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Prepared:
+  """A source: one split of a prepared data set.
+
+  Attributes:
+    name: what errors call it.
+    records: `{'image': bytes, 'label': int, ...}` of every example.
+    class_names: one for each label, in order.
+    labels: None; it would take reading everything.
+    names: None.
+  """
+
+  name: str
+  records: Sequence[dict[str, Any]]
+  class_names: tuple[str, ...]
+  labels: None = None
+  names: None = None
+
+  def __len__(self):
+    return len(self.records)
+
+  def __getitem__(self, index):
+    record = self.records[int(index)]
+    image = images.decode(record['image'], f'{self.name}[{index}]')
+    return {'image': image, 'label': np.int32(record['label'])}
+
+
+def open_tfds(data_dir, name, split):
+  """Opens a split of a prepared data set, the latest version there is.
+
+  Nothing is downloaded: what is read is `data_dir/name/VERSION`.
+
+  Args:
+    data_dir: the folder that TensorFlow Datasets prepares data in.
+    name: with its config, 'domainnet/real', 'imagenet_a'.
+    split: 'train', 'test', or a slice of one, 'train[:10%]'.
+
+  Returns:
+    A `Prepared`.
+
+  Raises:
+    FileNotFoundError: it is not prepared there.
+    ValueError: it is in another format, has no such split, or no labelled
+      images.
+    ModuleNotFoundError: `tensorflow-datasets` is not installed.
+  """
+  folder = pathlib.Path(data_dir, name)
+  recipe = (
+    'on a machine with TensorFlow, `pip install tensorflow tensorflow-datasets '
+    'importlib_resources` and `python -c "import tensorflow_datasets as tfds; '
+    f"tfds.builder('{name}', data_dir='{data_dir}', file_format='array_record')"
+    '.download_and_prepare()"`'
+  )
+  versions = [file.parent for file in folder.glob('*.*.*/dataset_info.json')]
+  if not versions:
+    raise FileNotFoundError(
+      f'{folder} holds no prepared data set. Prepare it {recipe}, and set '
+      'data_dir.'
+    )
+  # Here, for it is needed by no other kind of source.
+  import tensorflow_datasets as tfds
+
+  builder = tfds.builder_from_directory(
+    max(versions, key=lambda path: tfds.core.Version(path.name))
+  )
+  if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
+    raise ValueError(
+      f'{builder.data_dir} is in the format {builder.info.file_format.value}, '
+      f'which needs TensorFlow; prepare it anew {recipe}.'
+    )
+  features = builder.info.features
+  if not {'image', 'label'} <= set(features):
+    raise ValueError(
+      f"{builder.data_dir} has {', '.join(sorted(features))}; an 'image' and a "
+      "'label' are needed."
+    )
+  if split.partition('[')[0] not in builder.info.splits:
+    raise ValueError(
+      f'{builder.data_dir} has no split {split!r}; it has '
+      f'{", ".join(builder.info.splits)}.'
+    )
+  records = builder.as_data_source(
+    split, decoders={'image': tfds.decode.SkipDecoding()}
+  )
+  return Prepared(f'{name} {split}', records, tuple(features['label'].names))

@@ -1,0 +1,165 @@
+"""Against data in TFDS's own format, written without TensorFlow."""
+
+import io
+import json
+import pickle
+import time
+
+import numpy as np
+import pytest
+import tensorflow_datasets
+from array_record.python import array_record_module
+from PIL import Image
+from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
+
+from experiments.data import folders, tfds
+
+_IMAGES = np.random.default_rng(0).integers(0, 256, (5, 6, 8, 3), np.uint8)
+_LABELS = [2, 0, 1, 1, 2]
+
+
+def prepare(root, file_format='array_record', version='1.0.0', label='label'):
+  """Five examples in two shards: what download_and_prepare leaves behind."""
+  folder = root / 'domainnet' / 'real' / version
+  folder.mkdir(parents=True)
+  tensorflow_datasets.features.FeaturesDict(
+    {
+      'image': tensorflow_datasets.features.Image(shape=(None, None, 3)),
+      label: tensorflow_datasets.features.ClassLabel(names=['a', 'b', 'c']),
+    }
+  ).save_config(folder)
+  info = {
+    'name': 'domainnet',
+    'configName': 'real',
+    'version': version,
+    'fileFormat': file_format,
+    'splits': [
+      {
+        'name': 'train',
+        'numBytes': '1000',
+        'shardLengths': ['3', '2'],
+        'filepathTemplate': '{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}',
+      }
+    ],
+  }
+  (folder / 'dataset_info.json').write_text(json.dumps(info))
+  for shard, rows in enumerate((range(3), range(3, 5))):
+    file = folder / f'domainnet-train.{file_format}-{shard:05}-of-00002'
+    writer = array_record_module.ArrayRecordWriter(str(file), 'group_size:1')
+    for row in rows:
+      writer.write(_example(_png(_IMAGES[row]), label, _LABELS[row]))
+    writer.close()
+  return folder
+
+
+def _png(pixels):
+  file = io.BytesIO()
+  Image.fromarray(pixels).save(file, 'PNG')
+  return file.getvalue()
+
+
+def _example(image, label_name, label):
+  Feature = tf_feature_pb2.Feature
+  feature = {
+    'image': Feature(bytes_list=tf_feature_pb2.BytesList(value=[image])),
+    label_name: Feature(int64_list=tf_feature_pb2.Int64List(value=[label])),
+  }
+  features = tf_feature_pb2.Features(feature=feature)
+  return tf_example_pb2.Example(features=features).SerializeToString()
+
+
+def test_examples_of_all_shards(tmp_path):
+  prepare(tmp_path)
+  source = tfds.open_tfds(tmp_path, 'domainnet/real', 'train')
+  assert len(source) == 5
+  assert source.class_names == ('a', 'b', 'c')
+  assert source.labels is None
+  assert source.names is None
+  for i in range(5):
+    np.testing.assert_array_equal(source[i]['image'], _IMAGES[i])
+    assert source[i]['label'] == _LABELS[i]
+    assert source[i]['label'].dtype == np.int32
+
+
+def test_it_can_be_pickled_and_indexed_by_numpy(tmp_path):
+  prepare(tmp_path)
+  source = tfds.open_tfds(tmp_path, 'domainnet/real', 'train')
+  source = pickle.loads(pickle.dumps(source))
+  np.testing.assert_array_equal(source[np.int64(4)]['image'], _IMAGES[4])
+
+
+def test_slice_of_a_split(tmp_path):
+  prepare(tmp_path)
+  source = tfds.open_tfds(tmp_path, 'domainnet/real', 'train[3:]')
+  assert [source[i]['label'] for i in range(len(source))] == _LABELS[3:]
+
+
+def test_latest_version(tmp_path):
+  prepare(tmp_path, version='2.0.0')
+  prepare(tmp_path, version='10.0.0')
+  source = tfds.open_tfds(tmp_path, 'domainnet/real', 'train')
+  assert str(source.records.dataset_info.version) == '10.0.0'
+
+
+def test_what_is_not_prepared_fails_at_once_with_the_recipe(tmp_path):
+  start = time.perf_counter()
+  with pytest.raises(FileNotFoundError) as error:
+    tfds.open_tfds(tmp_path, 'domainnet/real', 'train')
+  # A name that TFDS looks up waits on the network for minutes.
+  assert time.perf_counter() - start < 1
+  assert str(tmp_path / 'domainnet' / 'real') in str(error.value)
+  assert "tfds.builder('domainnet/real'" in str(error.value)
+  assert "file_format='array_record').download_and_prepare()" in str(
+    error.value
+  )
+
+
+def test_other_format(tmp_path):
+  folder = prepare(tmp_path, 'tfrecord')
+  with pytest.raises(ValueError, match=r'format tfrecord.*array_record') as e:
+    tfds.open_tfds(tmp_path, 'domainnet/real', 'train')
+  assert str(folder) in str(e.value)
+
+
+@pytest.mark.parametrize('split', ['test', 'test[:2]'])
+def test_no_such_split(tmp_path, split):
+  prepare(tmp_path)
+  with pytest.raises(ValueError, match=r"no split 'test.*it has train\."):
+    tfds.open_tfds(tmp_path, 'domainnet/real', split)
+
+
+def test_no_labels(tmp_path):
+  prepare(tmp_path, label='answer')
+  with pytest.raises(ValueError, match=r"answer, image.*'image' and a 'label'"):
+    tfds.open_tfds(tmp_path, 'domainnet/real', 'train')
+
+
+@pytest.mark.parametrize(
+  'name',
+  [
+    'imagenet2012',
+    'imagenet_v2',
+    'imagenet_a',
+    'imagenet_r',
+    'imagenet_sketch',
+  ],
+)
+def test_all_of_imagenets_have_its_thousand_labels(name, tmp_path):
+  """In TFDS 4.9: so that -A and -R need a mask, and no other mapping."""
+  builder = tensorflow_datasets.builder_cls(name)(data_dir=tmp_path)
+  names = builder.info.features['label'].names
+  assert tuple(names) == folders.read_classes('imagenet')
+
+
+def test_broken_image_is_named(tmp_path):
+  folder = prepare(tmp_path)
+  file = folder / 'domainnet-train.array_record-00000-of-00002'
+  writer = array_record_module.ArrayRecordWriter(str(file), 'group_size:1')
+  for _ in range(3):
+    writer.write(_example(b'no image', 'label', 0))
+  writer.close()
+  source = tfds.open_tfds(tmp_path, 'domainnet/real', 'train')
+  with pytest.raises(
+    OSError, match=r'domainnet/real train\[1\] \(8 bytes\) is'
+  ):
+    source[1]
