@@ -8,7 +8,7 @@ imagenet. Prints a table; writes it, the rows, their histories and two pictures
 to config.output_dir.
 """
 
-import importlib
+import importlib.metadata
 import os
 import pathlib
 import platform
@@ -92,6 +92,8 @@ def run(config, fine_tuning, sets, save=lambda rows: None):
   """
   rows = []
   methods = _in_order(config.methods)
+  wanted = {m.starts_from for m in methods.values()}
+  wanted |= {m.average_of for m in methods.values()}
   trained = sum(bool(method.optimizer) for method in methods.values())
   total = config.num_seeds * trained * config.num_steps
   with progress(total, 'training', 'step') as bar:
@@ -103,16 +105,19 @@ def run(config, fine_tuning, sets, save=lambda rows: None):
     for seed in range(config.num_seeds):
       runs = {}
       for name, method in methods.items():
-        bar.set_description(f'{method.label}, seed {seed}')
+        label = _label(method)
+        bar.set_description(f'{label}, seed {seed}')
         start = time.perf_counter()
         result = train.Run(fine_tuning.pretrained, None, {}, None)
         if method.optimizer:
           origin = (
             runs[method.starts_from].params if method.starts_from else None
           )
-          result = runs[name] = fine_tuning.run(
+          result = fine_tuning.run(
             *optimizers.from_config(config, method), seed, origin, count
           )
+          if name in wanted:
+            runs[name] = result
           seconds = time.perf_counter() - start
         elif method.average_of:
           averaged = runs[method.average_of]
@@ -122,7 +127,7 @@ def run(config, fine_tuning, sets, save=lambda rows: None):
             ),
             step=averaged.step,
           )
-        bar.set_description(f'{method.label}, seed {seed}: evaluation')
+        bar.set_description(f'{label}, seed {seed}: evaluation')
         shares = {
           key: float(result.history[key].mean())
           if key in result.history
@@ -132,7 +137,7 @@ def run(config, fine_tuning, sets, save=lambda rows: None):
         rows.append(
           {
             'method': name,
-            'label': method.label,
+            'label': label,
             'seed': seed,
             'metrics': fine_tuning.evaluate(
               result.params, {'val': fine_tuning.val, **sets}
@@ -147,6 +152,12 @@ def run(config, fine_tuning, sets, save=lambda rows: None):
         )
         save(rows)
   return rows
+
+
+def _label(method):
+  if method.average_of:
+    return f'{method.label} {method.alpha:g}'
+  return method.label + ('' if method.spd is None else f' {method.spd:g}')
 
 
 def _in_order(methods):
@@ -191,13 +202,22 @@ def _provenance():
     'commit': done.stdout.strip() or 'unknown',
     'device': f'{jax.devices()[0].device_kind}, {os.cpu_count()} cores',
     'python': platform.python_version(),
-    'jax': jax.__version__,
+    'versions': {
+      name: importlib.metadata.version(name)
+      for name in ('jax', 'optax', 'flax', 'grain')
+    },
     'command': ' '.join(['python -m experiments.compare', *sys.argv[1:]]),
   }
 
 
-def compare(config, opened):
-  """Runs a study that `configure` has checked: prints and writes its report."""
+def compare(config, opened, model):
+  """Runs a study, prints and writes its report.
+
+  Args:
+    config: the study, checked.
+    opened: as `configure` returned it.
+    model: as `study.load_model` returned it.
+  """
   title = _title(config)
   print(title, flush=True)
   folder = pathlib.Path(config.output_dir)
@@ -208,7 +228,7 @@ def compare(config, opened):
     everything = {**about, 'config': config.to_dict(), 'rows': rows}
     report.write_json(folder / 'results.json', everything)
 
-  rows = run(config, *study.load(config, opened, progress), save)
+  rows = run(config, *study.load(config, opened, model, progress), save)
   table = report.table(rows, config.means)
   report.write(folder / 'table.md', table + '\n')
   report.plot_plane(rows, config.means, folder / 'plane.png', title)
@@ -235,9 +255,13 @@ def main(argv):
       methods=values.methods,
       full=values.full,
     )
+    model = study.load_model(values.config, opened['train'].class_names)
   except (ValueError, OSError, ModuleNotFoundError) as error:
     sys.exit(f'compare: {error}')
-  compare(values.config, opened)
+  try:
+    compare(values.config, opened, model)
+  except FloatingPointError as error:
+    sys.exit(f'\ncompare: {error} The rows before it are written.')
 
 
 def _with_path(argument):
@@ -267,6 +291,9 @@ def _define_flags():
   flags.DEFINE_integer('seeds', None, 'Seeds to run; config.num_seeds.')
   flags.DEFINE_list('methods', None, 'Of config.methods; all.')
   flags.DEFINE_bool('full', False, 'Train the whole network.')
+  if '--config' in sys.argv[:-1]:  # --config NAME
+    i = sys.argv.index('--config')
+    sys.argv[i : i + 2] = [f'--config={sys.argv[i + 1]}']
   sys.argv[1:] = [_with_path(argument) for argument in sys.argv[1:]]
   try:
     config_flags.DEFINE_config_file(

@@ -94,6 +94,7 @@ class Method:
     warmup: the share of it in which the rate rises.
     start: the rate of the first step.
     end: the rate after the last.
+    anchor_head: whether SPD pulls the head back too.
   """
 
   optimizer: str
@@ -104,6 +105,7 @@ class Method:
   warmup: float
   start: float
   end: float
+  anchor_head: bool = True
 
   def make(self, learning_rate, weight_decay, spd):
     """The Optax transformation.
@@ -120,7 +122,12 @@ class Method:
     if self.layer_decay != 1:
       tx = optax.chain(tx, _scale_by_depth(self.layer_decay))
     if self.spd:
-      tx = with_spd(tx, weight_decay=spd, layer_axes=vit.layer_axes)
+      tx = with_spd(
+        tx,
+        weight_decay=spd,
+        mask=None if self.anchor_head else _is_backbone,
+        layer_axes=vit.layer_axes,
+      )
     if self.train != 'all':
       is_trained = TRAINED[self.train]
 
@@ -137,7 +144,6 @@ def from_config(config, method):
   Returns:
     A `Method`, and the arguments of its `make`.
   """
-  rate = method.learning_rate
   return Method(
     method.optimizer,
     method.train,
@@ -145,10 +151,11 @@ def from_config(config, method):
     method.spd is not None,
     config.num_steps,
     config.warmup,
-    config.warmup_learning_rate,
-    config.min_learning_rate,
+    method.rate * config.warmup_learning_rate,
+    method.rate * config.min_learning_rate,
+    method.anchor_head,
   ), {
-    'learning_rate': config.learning_rate if rate is None else rate,
+    'learning_rate': method.rate * config.learning_rate,
     'weight_decay': method.weight_decay,
     'spd': method.spd or 0.0,
   }
@@ -160,6 +167,10 @@ def _is_kernel(params):
   By name: a bias of scanned blocks has two axes.
   """
   return _map(lambda path, _: path[-1] == 'kernel', params)
+
+
+def _is_backbone(params):
+  return _map(lambda path, _: path[0] != 'head', params)
 
 
 def _scale_by_depth(decay):

@@ -24,7 +24,7 @@ _COLORS = (
   '#CC79A7',
 )
 _MARKERS = 'os^vDPX'
-_METRICS = {
+_TITLES = {
   'accuracy': 'acc',
   'balanced_accuracy': 'balanced acc',
   'auroc': 'AUROC',
@@ -62,7 +62,7 @@ def columns(rows, means):
 
   def add(title, value, metrics):
     for metric in metrics:
-      table[f'{title} {_METRICS[metric]}'] = value(metric)
+      table[f'{title} {_TITLES.get(metric, metric)}'] = value(metric)
 
   add(first, functools.partial(_value, first), every)
   for name in others:
@@ -105,11 +105,11 @@ def read_jsonl(path):
 
 
 def group(rows):
-  """`{label: its rows}`, in order; the rows of a group differ by seed."""
+  """The rows of each method, in order; those of a method differ by seed."""
   groups = {}
   for row in rows:
-    groups.setdefault(row['label'], []).append(row)
-  return groups
+    groups.setdefault(row['method'], []).append(row)
+  return list(groups.values())
 
 
 def _cell(name, values):
@@ -135,7 +135,7 @@ def table(rows, means):
   """
   shown = columns(rows, means)
   lines = [list(shown)]
-  for group_rows in group(rows).values():
+  for group_rows in group(rows):
     lines.append(
       [
         _cell(name, [get(row) for row in group_rows])
@@ -172,15 +172,16 @@ def plot_plane(rows, means, path, title):
   ood, set_names = next(iter(means.items()), (', '.join(others), others))
   figure = Figure(figsize=(9.6, 5.6), layout='constrained')
   axes = figure.subplots()
-  for i, (label, group_rows) in enumerate(group(rows).items()):
+  for i, group_rows in enumerate(group(rows)):
+    label = group_rows[0]['label']
     x, y = _value(id_set, metric), _mean(set_names, metric)
     points = np.array([(x(row), y(row)) for row in group_rows])
     style = _style(i)
     if len(points) > 1:
       axes.scatter(*points.T, s=30, alpha=0.3, linewidths=0, **style)
     axes.scatter(*points.mean(0), s=130, label=label, zorder=3, **style)
-  axes.set_xlabel(f'{id_set} {_METRICS[metric]} (higher is better)')
-  axes.set_ylabel(f'{ood} {_METRICS[metric]} (higher is better)')
+  axes.set_xlabel(f'{id_set} {_TITLES.get(metric, metric)} (higher is better)')
+  axes.set_ylabel(f'{ood} {_TITLES.get(metric, metric)} (higher is better)')
   axes.set_title(title)
   axes.grid(alpha=0.3)
   figure.legend(loc='outside right center')
@@ -196,7 +197,8 @@ def plot_steps(rows, path, title, window=10):
   """Deviation, and the share of layers that SPD decays, over the steps."""
   figure = Figure(figsize=(9.6, 4.6), layout='constrained')
   left, right = figure.subplots(1, 2)
-  for i, (label, group_rows) in enumerate(group(rows).items()):
+  for i, group_rows in enumerate(group(rows)):
+    label = group_rows[0]['label']
     histories = [row['history'] for row in group_rows if row['history']]
     if not histories:
       continue

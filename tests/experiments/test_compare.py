@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from experiments import compare
+from experiments import compare, study
 from experiments.configs import elpv
 
 FILES = {'table.md', 'rows.jsonl', 'results.json', 'plane.png', 'steps.png'}
@@ -29,7 +29,8 @@ def test_the_study_end_to_end(tmp_path, capsys, full):
   opened = compare.configure(
     config, seeds=num_seeds, methods=methods, full=full
   )
-  compare.compare(config, opened)
+  model = study.load_model(config, opened['train'].class_names)
+  compare.compare(config, opened, model)
   printed = capsys.readouterr().out
   assert ('a demonstration, not evidence' in printed) == full
   folder = tmp_path / 'new' / 'folder'
@@ -46,7 +47,7 @@ def test_the_study_end_to_end(tmp_path, capsys, full):
   assert len(lines) == len(rows)
   for line, row in zip(map(json.loads, lines), results['rows'], strict=True):
     assert line.items() >= {k: row[k] for k in row if k != 'history'}.items()
-    assert {'commit', 'device', 'command', 'jax'} <= line.keys()
+    assert {'commit', 'device', 'command', 'versions', 'means'} <= line.keys()
   for seed in range(num_seeds):
     adamw, spd = rows['adamw', seed], rows['spd_1', seed]
     assert spd['decayed'] > 0.05
@@ -76,19 +77,30 @@ def test_the_study_end_to_end(tmp_path, capsys, full):
     ({'first_block': 12}, {}, 'blocks 0 to 11'),
     ({'methods.l2sp.optimizer': 'x'}, {}, 'must be one of adam, adamw, l2sp'),
     ({'methods.adamw.train': 'x'}, {}, 'must be one of all, head, biases'),
-    ({'methods.wise_ft.spd': 1.0}, {}, r'set config\.methods\.wise_ft\.optim'),
+    ({'methods.wise_ft.spd': 1.0}, {}, r'set config\.methods\.wise_ft\.opt'),
     ({'methods.adamw.starts_from': 'probe'}, {}, "run of 'probe', which is no"),
     ({'batch_size': 645}, {}, 'is 645, of 644 training examples'),
     ({'model.name': 'resnet'}, {}, r"model\.name is 'resnet'; .*dinov2_s14"),
     ({'model.dtype': 'float16'}, {}, 'must be one of float32, bfloat16'),
     ({'model.scan': True}, {}, 'set config.first_block to 0'),
-    ({'model.drop_path': 1.0}, {}, 'a probability below 1'),
+    ({'model.drop_path': 1.0}, {}, r'drop_path is 1\.0; a rate is in'),
     ({'head': 'random'}, {}, 'must be one of linear_probe, zero_shot, zeros'),
     ({'head': 'zero_shot'}, {}, 'dinov2_s14 has no text tower'),
     ({'metrics': ('f1',)}, {}, "metrics is 'f1'; it must be one of accuracy"),
     ({'mixup': 0.8}, {}, r'mixup is 0\.8, but .*first_block = 8'),
     ({'augment': True}, {}, 'config.augment is True, but'),
     ({'label_smoothing': 1.1}, {}, 'it is from 0 to 1'),
+    ({'eval_crop': 2.0}, {}, 'config.eval_crop is 2.0'),
+    ({'mixup': -1.0, 'first_block': 0}, {}, 'neither is below 0'),
+    ({'ema': 1.0}, {}, 'config.ema is 1.0'),
+    ({'min_learning_rate': 1e-3}, {}, 'from 0 to config.learning_rate'),
+    ({'num_epochs': 1.0}, {}, 'set one, and the other to 0'),
+    ({'metrics': ()}, {}, 'at least one each'),
+    ({}, {'methods': []}, 'at least one each'),
+    ({'val.split': 'train'}, {}, 'train and val may share images'),
+    ({'eval_sets.ID.split': 'val'}, {}, 'val and ID may share images'),
+    ({'model.pretrained': ''}, {}, 'config.model.pretrained is empty'),
+    ({'methods.adamw.average_of': 'l2sp'}, {}, 'it is one or the other'),
     ({'eval_sets.OOD.split': 'x'}, {}, "'x'"),
   ],
 )

@@ -192,7 +192,24 @@ def test_from_config():
     'adam', 'all', 1.0, True, 20, 0.1, 1e-6, 1e-5
   )
   assert strength == {'learning_rate': 3e-4, 'weight_decay': 0.0, 'spd': 1.0}
-  lion = base.method('', optimizer='lion', learning_rate=1e-5, weight_decay=0.1)
+  lion = base.method('', optimizer='lion', rate=0.2, weight_decay=0.1)
   method, strength = optimizers.from_config(config, ConfigDict(lion))
   assert not method.spd
-  assert strength == {'learning_rate': 1e-5, 'weight_decay': 0.1, 'spd': 0.0}
+  # The whole schedule is a fifth.
+  assert (method.start, method.end) == pytest.approx((2e-7, 2e-6))
+  assert strength == pytest.approx(
+    {'learning_rate': 6e-5, 'weight_decay': 0.1, 'spd': 0.0}
+  )
+
+
+def test_a_head_that_spd_leaves_alone():
+  held, state = run(make(1.0))
+  left, left_state = run(make(1.0, anchor_head=False))
+  plain, _ = run(make())
+  assert_close(left['head'], plain['head'])
+  assert_close(left['backbone'], held['backbone'])
+  assert (held['head']['kernel'] != plain['head']['kernel']).any()
+  layers = [
+    optax.tree.get(s, 'SPDState').ratio.size for s in (state, left_state)
+  ]
+  assert layers[0] - layers[1] == len(PARAMS['head'])

@@ -12,6 +12,7 @@ from experiments import report
 def row(label, seed, auroc, **changes):
   metrics = {'auroc': auroc, 'ap': 0.5}
   return {
+    'method': label,
     'label': label,
     'seed': seed,
     'metrics': {'val': {'auroc': 0, 'ap': 0}, 'ID': metrics, 'OOD': metrics},

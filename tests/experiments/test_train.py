@@ -187,6 +187,14 @@ def test_a_run_that_starts_from_another():
   assert probe.params['head']['kernel'][...].any()
   then = tuning.run(METHOD, strength(learning_rate=0.0), 0, probe.params)
   jax.tree.map(np.testing.assert_array_equal, then.params, probe.params)
+  # It anchors there too: a strong pull holds it by the probe.
+  l2sp = dataclasses.replace(METHOD, optimizer='l2sp_decoupled')
+  held = tuning.run(l2sp, strength(weight_decay=50.0), 0, probe.params)
+  kernel, start, theta_0 = (
+    params['head']['kernel'][...]
+    for params in (held.params, probe.params, tuning.pretrained)
+  )
+  assert abs(kernel - start).max() < 0.5 * abs(start - theta_0).max()
 
 
 def test_a_loss_that_is_not_finite_stops_the_run():

@@ -1,71 +1,22 @@
 """Against data in TFDS's own format, written without TensorFlow."""
 
-import io
-import json
 import pickle
 import time
 
 import numpy as np
 import pytest
 import tensorflow_datasets
-from array_record.python import array_record_module
-from PIL import Image
-from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
 
 from experiments.data import folders, tfds
+from tests.experiments.data import prepared
 
 _IMAGES = np.random.default_rng(0).integers(0, 256, (5, 6, 8, 3), np.uint8)
 _LABELS = [2, 0, 1, 1, 2]
 
 
-def prepare(root, file_format='array_record', version='1.0.0', label='label'):
-  """Five examples in two shards: what download_and_prepare leaves behind."""
-  folder = root / 'domainnet' / 'real' / version
-  folder.mkdir(parents=True)
-  tensorflow_datasets.features.FeaturesDict(
-    {
-      'image': tensorflow_datasets.features.Image(shape=(None, None, 3)),
-      label: tensorflow_datasets.features.ClassLabel(names=['a', 'b', 'c']),
-    }
-  ).save_config(folder)
-  info = {
-    'name': 'domainnet',
-    'configName': 'real',
-    'version': version,
-    'fileFormat': file_format,
-    'splits': [
-      {
-        'name': 'train',
-        'numBytes': '1000',
-        'shardLengths': ['3', '2'],
-        'filepathTemplate': '{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}',
-      }
-    ],
-  }
-  (folder / 'dataset_info.json').write_text(json.dumps(info))
-  for shard, rows in enumerate((range(3), range(3, 5))):
-    file = folder / f'domainnet-train.{file_format}-{shard:05}-of-00002'
-    writer = array_record_module.ArrayRecordWriter(str(file), 'group_size:1')
-    for row in rows:
-      writer.write(_example(_png(_IMAGES[row]), label, _LABELS[row]))
-    writer.close()
-  return folder
-
-
-def _png(pixels):
-  file = io.BytesIO()
-  Image.fromarray(pixels).save(file, 'PNG')
-  return file.getvalue()
-
-
-def _example(image, label_name, label):
-  Feature = tf_feature_pb2.Feature
-  feature = {
-    'image': Feature(bytes_list=tf_feature_pb2.BytesList(value=[image])),
-    label_name: Feature(int64_list=tf_feature_pb2.Int64List(value=[label])),
-  }
-  features = tf_feature_pb2.Features(feature=feature)
-  return tf_example_pb2.Example(features=features).SerializeToString()
+def prepare(root, images=_IMAGES, **changes):
+  splits = {'train': (images, _LABELS)}
+  return prepared.prepare(root, 'domainnet/real', splits, 'abc', **changes)
 
 
 def test_examples_of_all_shards(tmp_path):
@@ -115,7 +66,7 @@ def test_what_is_not_prepared_fails_at_once_with_the_recipe(tmp_path):
 
 
 def test_other_format(tmp_path):
-  folder = prepare(tmp_path, 'tfrecord')
+  folder = prepare(tmp_path, file_format='tfrecord')
   with pytest.raises(ValueError, match=r'format tfrecord.*array_record') as e:
     tfds.open_tfds(tmp_path, 'domainnet/real', 'train')
   assert str(folder) in str(e.value)
@@ -152,12 +103,7 @@ def test_all_of_imagenets_have_its_thousand_labels(name, tmp_path):
 
 
 def test_broken_image_is_named(tmp_path):
-  folder = prepare(tmp_path)
-  file = folder / 'domainnet-train.array_record-00000-of-00002'
-  writer = array_record_module.ArrayRecordWriter(str(file), 'group_size:1')
-  for _ in range(3):
-    writer.write(_example(b'no image', 'label', 0))
-  writer.close()
+  prepare(tmp_path, [_IMAGES[0], b'no image', *_IMAGES[2:]])
   source = tfds.open_tfds(tmp_path, 'domainnet/real', 'train')
   with pytest.raises(
     OSError, match=r'domainnet/real train\[1\] \(8 bytes\) is'

@@ -269,15 +269,21 @@ def test_the_hub_is_out_of_reach(configs, tmp_path, monkeypatch):
     safetensors.load_vit_params(configs['vit'], 'org/some-name')
 
 
-def test_what_the_hub_sent_before(reference, configs, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+  ('name', 'ref'),
+  [('org/some-name', 'main'), ('org/some-name@refs/pr/3', 'refs/pr/3')],
+)
+def test_what_the_hub_sent_before(
+  reference, configs, tmp_path, monkeypatch, name, ref
+):
   monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', True)
   monkeypatch.setattr(constants, 'HF_HUB_CACHE', tmp_path)
   repository = tmp_path / 'models--org--some-name'
   shutil.copytree(reference / 'vit', repository / 'snapshots' / 'abc')
-  (repository / 'refs').mkdir()
-  (repository / 'refs' / 'main').write_text('abc')
+  (repository / 'refs' / ref).parent.mkdir(parents=True)
+  (repository / 'refs' / ref).write_text('abc')
   expected = safetensors.load_vit_params(configs['vit'], reference / 'vit')
-  found = safetensors.load_vit_params(configs['vit'], 'org/some-name')
+  found = safetensors.load_vit_params(configs['vit'], name)
   jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
