@@ -206,7 +206,7 @@ def _provenance():
       name: importlib.metadata.version(name)
       for name in ('jax', 'optax', 'flax', 'grain')
     },
-    'command': ' '.join(['python -m experiments.compare', *sys.argv[1:]]),
+    'command': ' '.join(['python', *sys.orig_argv[1:]]),
   }
 
 

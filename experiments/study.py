@@ -105,6 +105,8 @@ def model_config(config):
 def check(config):
   """Refuses a study that could not end, before any time is spent on it.
 
+  Where the budget is in epochs, it becomes `config.num_steps`.
+
   Returns:
     As `open_sets`.
 
@@ -120,28 +122,34 @@ def check(config):
   ):
     if config[key] < 1:
       raise ValueError(f'config.{key} is {config[key]}; it must be at least 1.')
-  _check_one_of('model.name', config.model.name, vit.CONFIGS)
-  _check_one_of('model.dtype', config.model.dtype, ('float32', 'bfloat16'))
-  _check_one_of('head', config.head, HEADS)
   if not config.metrics or not config.methods:
     raise ValueError(
       'config.metrics and config.methods name at least one each.'
     )
   for name in config.metrics:
     _check_one_of('metrics', name, classification.METRICS)
-  _check_model(config)
-  _check_recipe(config)
   for name, method in config.methods.items():
     _check_method(config, name, method)
+  _check_model(config)
+  _check_recipe(config)
   opened = open_sets(config)
-  num_classes = len(opened['train'].class_names)
+  class_names = opened['train'].class_names
+  _check_budget(config, len(opened['train']))
+  _check_classes(config, opened, len(class_names))
+  if config.head == 'zero_shot':
+    _check_texts(config, class_names)
+  pretrained.find(config.model.pretrained)
+  return opened
+
+
+def _check_budget(config, num_examples):
   if bool(config.num_steps) == bool(config.num_epochs):
     raise ValueError(
       f'config.num_steps is {config.num_steps} and config.num_epochs '
       f'{config.num_epochs}; set one, and the other to 0.'
     )
   if config.num_epochs:
-    steps = config.num_epochs * len(opened['train']) / config.batch_size
+    steps = config.num_epochs * num_examples / config.batch_size
     config.num_steps = round(steps)
   if config.num_steps < 1:
     raise ValueError(
@@ -152,32 +160,11 @@ def check(config):
       f'config.warmup is {config.warmup}; it is the share of the '
       f'{config.num_steps} steps that warm up, less than all of them.'
     )
-  if config.batch_size > len(opened['train']):
+  if config.batch_size > num_examples:
     raise ValueError(
-      f'config.batch_size is {config.batch_size}, of {len(opened["train"])} '
-      'training examples; make it smaller.'
+      f'config.batch_size is {config.batch_size}, of {num_examples} training '
+      'examples; make it smaller.'
     )
-  _check_labels(config, opened, num_classes)
-  if num_classes != 2 and {'auroc', 'ap'} & set(config.metrics):
-    raise ValueError(
-      f'config.metrics are {", ".join(config.metrics)}; auroc and ap are of '
-      f'two classes, these are {num_classes}.'
-    )
-  if config.head == 'zero_shot':
-    _check_texts(config, opened['train'].class_names)
-  for name, eval_set in config.eval_sets.items():
-    if 'only' in eval_set and len(_classes(config, name)) != num_classes:
-      raise ValueError(
-        f'config.eval_sets.{name}.only is of the 1,000 classes of ImageNet, '
-        f'these are {num_classes}.'
-      )
-  for name, eval_sets in config.means.items():
-    for a_set in eval_sets:
-      _check_one_of(f'means.{name}', a_set, config.eval_sets)
-  if not config.model.pretrained:
-    raise ValueError('config.model.pretrained is empty; say where weights are.')
-  pretrained.find(config.model.pretrained)
-  return opened
 
 
 def _check_one_of(key, value, known):
@@ -188,6 +175,11 @@ def _check_one_of(key, value, known):
 
 
 def _check_model(config):
+  _check_one_of('model.name', config.model.name, vit.CONFIGS)
+  _check_one_of('model.dtype', config.model.dtype, ('float32', 'bfloat16'))
+  _check_one_of('head', config.head, HEADS)
+  if not config.model.pretrained:
+    raise ValueError('config.model.pretrained is empty; say where weights are.')
   model = model_config(config)
   if config.image_size < 1 or config.image_size % model.patch_size:
     raise ValueError(
@@ -239,8 +231,23 @@ def _check_recipe(config):
       )
 
 
-def _check_labels(config, opened, num_classes):
+def _check_classes(config, opened, num_classes):
   """The classes are all there, as far as is known without reading images."""
+  for name, eval_set in config.eval_sets.items():
+    if 'only' in eval_set and len(_classes(config, name)) != num_classes:
+      raise ValueError(
+        f'config.eval_sets.{name}.only is of the 1,000 classes of ImageNet, '
+        f'these are {num_classes}.'
+      )
+  for name, eval_sets in config.means.items():
+    for a_set in eval_sets:
+      _check_one_of(f'means.{name}', a_set, config.eval_sets)
+  of_two = {'auroc', 'ap'} & set(config.metrics)
+  if of_two and num_classes != 2:
+    raise ValueError(
+      f'config.metrics are {", ".join(config.metrics)}; auroc and ap are of '
+      f'two classes, these are {num_classes}.'
+    )
   known = {
     name: np.unique(source.labels)
     for name, source in opened.items()
@@ -259,10 +266,9 @@ def _check_labels(config, opened, num_classes):
       f'The training set has no example of {absent.size} of its '
       f'{num_classes} classes: {", ".join(names)}.'
     )
-  if {'auroc', 'ap'} & set(config.metrics):
-    for name, labels in known.items():
-      if len(labels) < 2:
-        raise ValueError(f'{name} has one class only; auroc and ap need two.')
+  for name, labels in known.items():
+    if of_two and len(labels) < 2:
+      raise ValueError(f'{name} has one class only; auroc and ap need two.')
 
 
 def _check_texts(config, class_names):

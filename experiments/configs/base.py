@@ -40,7 +40,7 @@ def base():
       'metrics': ('accuracy',),  # the first chooses the step
       'balanced_loss': False,  # every class counts the same
       'num_workers': 0,  # processes that read images; 0 for threads
-      'eval_crop': 1.0,  # side of the centre crop, as a share of the image's
+      'eval_crop': 1.0,  # side of the centre crop, as a share; DeiT: 0.875
       # The recipe. Augmentation and mixing need first_block = 0.
       'augment': False,
       'crop_scale': (0.08, 1.0),  # share of the area; DeiT default
@@ -105,14 +105,16 @@ def recipe(config):
 
   The paper names weight decay 0.1 (AdamW's), drop path 0.2, label smoothing
   0.1, Mixup 0.8, CutMix 1.0 and the rate 2e-5. The rest is the default of the
-  DeiT code that it builds on, and marked so, here and in `base`.
+  DeiT code that it builds on, and marked so, here and in `base`. Left out are
+  DeiT's evaluation crop, which is not CLIP's, its rates scaled by the batch,
+  and epochs at the minimum rate after the cosine.
   """
   config.augment = True
   config.model.drop_path = 0.2
   config.label_smoothing = 0.1
   config.mixup = 0.8
   config.cutmix = 1.0
-  config.learning_rate = 2e-5  # not scaled by the batch, unlike DeiT's
+  config.learning_rate = 2e-5
   config.warmup_learning_rate = 1e-6  # DeiT default
   config.min_learning_rate = 1e-5  # DeiT default
 

@@ -75,7 +75,12 @@ def open_tfds(data_dir, name, split):
       'data_dir.'
     )
   # Here, for it is needed by no other kind of source.
-  import tensorflow_datasets as tfds
+  try:
+    import tensorflow_datasets as tfds
+  except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+      f"{name}: {error}; install this project's extra `.[tfds]`."
+    ) from error
 
   builder = tfds.builder_from_directory(
     max(versions, key=lambda path: tfds.core.Version(path.name))

@@ -178,7 +178,7 @@ def test_the_running_average():
 def test_a_run_that_starts_from_another():
   tuning = fine_tuning(num_steps=5)
   head = dataclasses.replace(METHOD, train='head')
-  probe = tuning.run(head, strength(), 0)
+  probe = tuning.run(head, strength(learning_rate=0.1), 0)
   jax.tree.map(
     np.testing.assert_array_equal,
     probe.params['backbone'],

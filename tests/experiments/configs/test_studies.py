@@ -1,7 +1,10 @@
 """Every study in small: its config, real formats, tiny data and models."""
 
+import pathlib
+
 import numpy as np
 import pytest
+import tensorflow_datasets
 
 from experiments import compare, study
 from experiments.configs import domainnet, imagenet, pacs
@@ -164,6 +167,17 @@ def test_imagenet_from_folders(tmp_path, capsys, tiny_clip):
   assert sets['imagenet'].classes is sets['V2'].classes is None
 
 
+def test_tfds_prepares_the_sets_where_they_are_read(tmp_path):
+  for config in (imagenet.get_config(), domainnet.get_config('sketch')):
+    for spec in (config.train, config.val, *config.eval_sets.values()):
+      name, _, variant = spec.name.partition('/')
+      builder = tensorflow_datasets.builder_cls(name)(
+        data_dir=tmp_path, config=variant or None
+      )
+      folder = pathlib.Path(builder.data_dir).parent
+      assert folder == tmp_path / spec.name
+
+
 def test_tfds_sets_that_are_not_prepared(tmp_path):
   config = domainnet.get_config('real')
   config.update(data_dir=str(tmp_path), output_dir=str(tmp_path / 'run'))
@@ -171,10 +185,18 @@ def test_tfds_sets_that_are_not_prepared(tmp_path):
     compare.configure(config)
 
 
-def test_class_names_are_asked_for(tmp_path):
+@pytest.mark.parametrize(
+  ('class_names', 'message'),
+  [
+    ('', 'named n01440764 and so on'),
+    ('no/names.txt', r'names\.txt.*clip\.py says'),
+  ],
+)
+def test_class_names_are_asked_for(tmp_path, class_names, message):
   config = imagenet.get_config('files')
   config.data_dir = str(tmp_path)
   config.output_dir = str(tmp_path / 'run')
+  config.class_names = class_names
   names = folders.read_classes('imagenet')
   for name in ('imagenet/train', 'imagenet/val', 'imagenet-a', 'imagenet-r'):
     files.write_images(
@@ -184,5 +206,5 @@ def test_class_names_are_asked_for(tmp_path):
     files.write_images(tmp_path / folder, ['0.jpeg'], (0, 0, 0))
   config.batch_size = 1
   config.train.part.shares = config.val.part.shares = (0.5, 0.5)
-  with pytest.raises(FileNotFoundError, match=r'imagenet\.txt.*clip\.py says'):
+  with pytest.raises((ValueError, FileNotFoundError), match=message):
     compare.configure(config)
