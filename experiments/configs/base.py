@@ -4,13 +4,11 @@ import pathlib
 
 from ml_collections import ConfigDict, config_dict
 
-PROMPTS = pathlib.Path(__file__).parents[1] / 'prompts'
-
 
 def base():
   """A config in which every part of the recipe is switched off.
 
-  A study fills in the empty keys. `recipe` switches the paper's parts on.
+  A study fills in the empty keys. `paper` switches the parts on.
   """
   return ConfigDict(
     {
@@ -100,32 +98,55 @@ def method(label, **changes):
   return config
 
 
-def recipe(config):
-  """Switches on the recipe of the SPD paper's image studies, in place.
+def paper():
+  """What the SPD paper's image studies share: CLIP, the recipe, the methods.
 
-  The paper names weight decay 0.1 (AdamW's), drop path 0.2, label smoothing
-  0.1, Mixup 0.8, CutMix 1.0 and the rate 2e-5. The rest is the default of the
-  DeiT code that it builds on, and marked so, here and in `base`. Left out are
-  DeiT's evaluation crop, which is not CLIP's, its rates scaled by the batch,
-  and epochs at the minimum rate after the cosine.
+  The paper names CLIP ViT-B, weight decay 0.1 (AdamW's), drop path 0.2, label
+  smoothing 0.1, Mixup 0.8, CutMix 1.0 and the rate 2e-5. The rest is the
+  default of the DeiT code that it builds on, and marked so, here and in `base`.
+  Left out are DeiT's evaluation crop, which is not CLIP's, its rates scaled by
+  the batch, and epochs at the minimum rate after the cosine.
   """
-  config.augment = True
-  config.model.drop_path = 0.2
-  config.label_smoothing = 0.1
-  config.mixup = 0.8
-  config.cutmix = 1.0
-  config.learning_rate = 2e-5
-  config.warmup_learning_rate = 1e-6  # DeiT default
-  config.min_learning_rate = 1e-5  # DeiT default
+  config = base()
+  config.model.update(
+    name='clip_b16',
+    pretrained='openai/clip-vit-base-patch16',
+    dtype='bfloat16',
+    drop_path=0.2,
+  )
+  config.update(
+    head='zero_shot',
+    prompts=str(pathlib.Path(__file__).parents[1] / 'prompts' / 'photo.txt'),
+    num_workers=8,
+    augment=True,
+    label_smoothing=0.1,
+    mixup=0.8,
+    cutmix=1.0,
+    batch_size=64,  # DeiT default
+    learning_rate=2e-5,
+    warmup_learning_rate=1e-6,  # DeiT default
+    min_learning_rate=1e-5,  # DeiT default
+  )
+  probe = {'optimizer': 'adamw', 'train': 'head', 'rate': 50.0}
+  from_probe = {'weight_decay': 0.1, 'starts_from': 'linear_probe'}
+  config.methods.update(
+    {
+      'zero_shot': method('zero-shot'),
+      'linear_probe': method('linear probe', **probe),
+      'lp_ft': method('LP-FT', optimizer='adamw', **from_probe),
+      **methods(),
+    }
+  )
+  return config
 
 
 def methods():
   """The methods of the tables, one strength each, by name.
 
-  A linear probe by gradients and LP-FT are a study's own: where theta_0 has a
-  fitted head already, it is the probe. None of the strengths is tuned. Lion,
-  whose steps are signs, gets a fifth of the study's rate: its authors advise a
-  third to a tenth of AdamW's.
+  Where theta_0 has a fitted head already, it is the linear probe, and AdamW is
+  LP-FT (Kumar et al., 2022); else see `paper`. None of the strengths is tuned.
+  Lion, whose steps are signs, gets a fifth of the study's rate: its authors
+  advise a third to a tenth of AdamW's.
   """
   averages = {
     f'wise_ft_{round(100 * alpha)}': method(

@@ -27,7 +27,7 @@ References:
   Peng et al., "Moment Matching for Multi-Source Domain Adaptation", 2019.
 """
 
-from experiments.configs.base import PROMPTS, base, method, methods, recipe
+from experiments.configs.base import paper
 
 DOMAINS = ('clipart', 'infograph', 'painting', 'quickdraw', 'real', 'sketch')
 
@@ -56,13 +56,10 @@ def get_config(arg='clipart'):
     return {**split(source, 'train'), 'part': held_out}
 
   others = [domain for domain in DOMAINS if domain != source]
-  config = base()
-  recipe(config)
+  config = paper()
   config.update(
     title=f'DomainNet from {source}, CLIP ViT-B/16',
     output_dir=f'runs/domainnet_{source}',
-    head='zero_shot',
-    prompts=str(PROMPTS / 'photo.txt'),
     train=part(0),
     val=part(1),
     eval_sets={name: split(name, 'test') for name in (source, *others)},
@@ -72,23 +69,6 @@ def get_config(arg='clipart'):
     },
     num_epochs=60.0,
     warmup=5 / 60,  # DeiT default: 5 epochs
-    batch_size=64,  # DeiT default
     eval_every=1000,
-    num_workers=8,
-  )
-  config.model.update(
-    name='clip_b16', pretrained='openai/clip-vit-base-patch16', dtype='bfloat16'
-  )
-  config.methods.update(
-    {
-      'zero_shot': method('zero-shot'),
-      'linear_probe': method(
-        'linear probe', optimizer='adamw', train='head', rate=50.0
-      ),
-      'lp_ft': method(
-        'LP-FT', optimizer='adamw', weight_decay=0.1, starts_from='linear_probe'
-      ),
-      **methods(),
-    }
   )
   return config

@@ -27,7 +27,7 @@ Hardware and time: not run here at full size, for want of the weights and the
 images. 1.27 million images for 30 epochs are about 595,000 steps of 64.
 """
 
-from experiments.configs.base import PROMPTS, base, method, methods, recipe
+from experiments.configs.base import paper
 
 
 def get_config(arg=''):
@@ -51,13 +51,10 @@ def get_config(arg=''):
     held_out = {'shares': (0.99, 0.01), 'take': take, 'seed': 0}
     return {**split('imagenet2012', 'train'), 'part': held_out}
 
-  config = base()
-  recipe(config)
+  config = paper()
   config.update(
     title='ImageNet, CLIP ViT-B/16',
     output_dir='runs/imagenet',
-    head='zero_shot',
-    prompts=str(PROMPTS / 'photo.txt'),
     train=part(0),
     val=part(1),
     eval_sets={
@@ -70,23 +67,6 @@ def get_config(arg=''):
     means={'OOD mean': ('V2', 'A', 'R', 'Sketch')},
     num_epochs=30.0,
     warmup=5 / 30,  # DeiT default: 5 epochs
-    batch_size=64,  # DeiT default
     eval_every=5000,
-    num_workers=8,
-  )
-  config.model.update(
-    name='clip_b16', pretrained='openai/clip-vit-base-patch16', dtype='bfloat16'
-  )
-  config.methods.update(
-    {
-      'zero_shot': method('zero-shot'),
-      'linear_probe': method(
-        'linear probe', optimizer='adamw', train='head', rate=50.0
-      ),
-      'lp_ft': method(
-        'LP-FT', optimizer='adamw', weight_decay=0.1, starts_from='linear_probe'
-      ),
-      **methods(),
-    }
   )
   return config

@@ -55,7 +55,6 @@ def load(config):
 
 
 def test_the_recipe_reaches_the_model_and_the_task(config):
-  base.recipe(config)
   config.update(
     mixup=0.3,
     cutmix=0.4,
