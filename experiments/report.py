@@ -182,7 +182,7 @@ def plot_plane(rows, means, path, title):
     axes.scatter(*points.mean(0), s=130, label=label, zorder=3, **style)
   axes.set_xlabel(f'{id_set} {_TITLES.get(metric, metric)} (higher is better)')
   axes.set_ylabel(f'{ood} {_TITLES.get(metric, metric)} (higher is better)')
-  axes.set_title(title)
+  figure.suptitle(title)
   axes.grid(alpha=0.3)
   figure.legend(loc='outside right center')
   figure.savefig(path, dpi=100)

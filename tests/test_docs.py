@@ -9,6 +9,7 @@ import pytest
 from flax import linen
 from flax.training.train_state import TrainState
 
+from experiments import report
 from experiments.configs import base, elpv
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -58,3 +59,12 @@ def test_links_lead_somewhere(name):
   file = ROOT / name
   for link in re.findall(r'\]\(([^)#]+)\)', file.read_text()):
     assert link.startswith('https://') or (file.parent / link).exists(), link
+
+
+@pytest.mark.parametrize('name', ['elpv', 'pacs_photo', 'pacs_art_painting'])
+def test_tables_are_those_of_the_rows(name):
+  rows = report.read_jsonl(ROOT / 'experiments/results' / f'{name}.jsonl')
+  pages = [ROOT / 'README.md', ROOT / 'experiments/README.md']
+  assert any(
+    report.table(rows, rows[0]['means']) in page.read_text() for page in pages
+  )

