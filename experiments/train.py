@@ -23,7 +23,8 @@ class Run(NamedTuple):
     step: that step, counted from 1.
     history: `{name: array [num_steps]}`: the loss, |theta - theta_0|, and under
       SPD the shares of layers selected and decayed in that step.
-    waiting: the share of the training time in which the step waited for data.
+    waiting: the share of the training time in which the step waited for data,
+      but for the first batch, which starts the readers.
   """
 
   params: Any
@@ -129,7 +130,8 @@ class FineTuning:
     for step in range(1, config.num_steps + 1):
       waiting_since = time.perf_counter()
       batch = next(batches)
-      waited += time.perf_counter() - waiting_since
+      if step > 1:
+        waited += time.perf_counter() - waiting_since
       params, opt_state, average, metrics = step_fn(
         self.frozen,
         self.pretrained,
