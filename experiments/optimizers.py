@@ -105,7 +105,7 @@ class Method:
   warmup: float
   start: float
   end: float
-  anchor_head: bool = True
+  anchor_head: bool
 
   def make(self, learning_rate, weight_decay, spd):
     """The Optax transformation.

@@ -50,21 +50,21 @@ def evaluation(image_size, crop=1.0):
 def training(
   image_size,
   *,
-  scale=(0.08, 1.0),
+  scale,
+  flip,
+  randaugment,
+  erasing,
   ratio=(3 / 4, 4 / 3),
-  flip=0.5,
-  randaugment=True,
-  erasing=0.25,
 ):
-  """What images go through in training. Defaults are DeiT's.
+  """What images go through in training.
 
   Args:
     image_size: in pixels.
     scale: range of the random crop's share of the area.
-    ratio: range of its width : height.
     flip: probability of a mirrored image.
     randaugment: whether to use `RandAugment`.
     erasing: probability of `RandomErasing`.
+    ratio: range of the crop's width : height; DeiT's default.
 
   Returns:
     A list of Grain transforms.

@@ -28,7 +28,7 @@ def _params():
 
 
 PARAMS = _params()
-PLAIN = optimizers.Method('adam', 'all', 1.0, False, 20, 0.1, 0.0, 0.0)
+PLAIN = optimizers.Method('adam', 'all', 1.0, False, 20, 0.1, 0.0, 0.0, True)
 SCHEDULE = optimizers.warmup_cosine(1e-2, 20, 0.1)
 KERNELS = jax.tree.map(lambda p: p.shape == (3, 2), PARAMS)
 
@@ -189,7 +189,7 @@ def test_from_config():
   spd = base.method('', optimizer='adam', spd=1.0)
   method, strength = optimizers.from_config(config, spd)
   assert method == optimizers.Method(
-    'adam', 'all', 1.0, True, 20, 0.1, 1e-6, 1e-5
+    'adam', 'all', 1.0, True, 20, 0.1, 1e-6, 1e-5, True
   )
   assert strength == {'learning_rate': 3e-4, 'weight_decay': 0.0, 'spd': 1.0}
   lion = base.method('', optimizer='lion', rate=0.2, weight_decay=0.1)

@@ -18,7 +18,7 @@ TINY = dataclasses.replace(
   vit.CONFIGS['dinov2_s14'], width=16, depth=3, num_heads=2, mlp_dim=32, grid=2
 )
 TASK = classification.Classification(2, 1, (1.0, 1.0), 0.0, 0.0, 0.0, 1.0, 0.5)
-METHOD = optimizers.Method('adam', 'all', 1.0, False, 40, 0.1, 0.0, 0.0)
+METHOD = optimizers.Method('adam', 'all', 1.0, False, 40, 0.1, 0.0, 0.0, True)
 SPD = dataclasses.replace(METHOD, spd=True)
 
 

@@ -4,6 +4,13 @@ from PIL import Image
 
 from experiments.data import augment, images
 
+RECIPE = {
+  'scale': (0.08, 1.0),
+  'flip': 0.5,
+  'randaugment': True,
+  'erasing': 0.25,
+}
+
 
 def make_image(height, width, channels=3, seed=0):
   rng = np.random.default_rng(seed)
@@ -92,7 +99,9 @@ def test_training_with_all_of_it_off_is_a_resize():
 
 def test_training_parts_are_switched_on_one_by_one():
   def names(**options):
-    return [type(t).__name__ for t in augment.training(32, **options)]
+    return [
+      type(t).__name__ for t in augment.training(32, **{**RECIPE, **options})
+    ]
 
   assert names() == [
     'RandomCrop',
@@ -110,7 +119,7 @@ def test_training_parts_are_switched_on_one_by_one():
 
 @pytest.mark.parametrize('channels', [1, 3])
 def test_training_is_the_generators(channels):
-  transforms = augment.training(24)
+  transforms = augment.training(24, **RECIPE)
   image = make_image(40, 30, channels)
   found = [apply(transforms, image, seed) for seed in range(20)]
   assert {image.shape for image in found} == {(24, 24, channels)}

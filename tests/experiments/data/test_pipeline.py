@@ -11,6 +11,13 @@ from PIL import Image
 
 from experiments.data import augment, images, pipeline
 
+RECIPE = {
+  'scale': (0.08, 1.0),
+  'flip': 0.5,
+  'randaugment': True,
+  'erasing': 0.25,
+}
+
 _N = 23
 
 
@@ -31,7 +38,7 @@ def take(number, source, *, batch_size=8, seed=0, augmented=True, **options):
   """The first batches of training."""
   transforms = augment.evaluation(16)
   if augmented:
-    transforms = augment.training(16)
+    transforms = augment.training(16, **RECIPE)
   batches = pipeline.train_batches(
     source, transforms, batch_size=batch_size, seed=seed, **options
   )
@@ -119,7 +126,7 @@ def test_state_is_restored_and_processes_make_the_same(source, num_workers):
   def start():
     return pipeline.train_batches(
       source,
-      augment.training(16),
+      augment.training(16, **RECIPE),
       batch_size=8,
       seed=0,
       num_workers=num_workers,
