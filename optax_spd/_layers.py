@@ -7,6 +7,7 @@ axes in row-major order.
 
 import collections
 import dataclasses
+import functools
 import operator
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -15,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import lax
 
 Name = tuple[str, ...]
 
@@ -32,11 +34,10 @@ class Leaf:
   def num_layers(self) -> int:
     return 0 if self.shape is None else int(np.prod(self.shape, dtype=int))
 
-  def inner(self, a: jax.Array, b: jax.Array) -> jax.Array:
-    """The inner product <a, b> of each layer, of shape `self.shape`."""
-    axes = tuple(range(len(self.shape or ()), a.ndim))
-    # Not vdot, ravel or reshape, which refuse sharded axes.
-    return jnp.sum(a * b, axis=axes)
+  def inner(self, *pairs: tuple[jax.Array, jax.Array]) -> list[jax.Array]:
+    """The inner product <a, b> of each pair, of shape `self.shape`."""
+    axes = tuple(range(len(self.shape or ()), np.ndim(self.param)))
+    return _sums([a * b for a, b in pairs], axes)
 
   def expand(self, per_layer: jax.Array) -> jax.Array:
     """`per_layer` with the trailing axes to broadcast it over the parameter."""
@@ -261,6 +262,69 @@ class Layers:
     return pieces
 
 
+def _sums(terms: list[jax.Array], axes: tuple[int, ...]) -> list[jax.Array]:
+  """Sums terms of one shape over `axes`, in one pass over memory."""
+  if not axes or _is_sharded(terms[0]):
+    return _sums_apart(terms, axes)
+  return lax.platform_dependent(
+    terms,
+    cpu=lambda terms: _sums_together(terms, axes),
+    default=lambda terms: _sums_apart(terms, axes),
+  )
+
+
+def _sums_apart(
+  terms: list[jax.Array], axes: tuple[int, ...]
+) -> list[jax.Array]:
+  """One reduction a term.
+
+  XLA merges them on GPU and TPU: into one pass and, where the terms are
+  sharded, one all-reduce for up to 256 scalars, of all parameters.
+  """
+  # Not vdot, ravel or reshape, which refuse sharded axes.
+  return [jnp.sum(x, axis=axes) for x in terms]
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _sums_together(
+  terms: list[jax.Array], axes: tuple[int, ...]
+) -> list[jax.Array]:
+  """One reduction of all terms, which XLA would not make of several on CPU.
+
+  Along rows first: two cores share them, and short sums lose fewer digits. On
+  TPU it is three times slower than `_sums_apart`.
+  """
+  sums = tuple(terms)
+  for part in (axes[-1:], axes[:-1]):
+    if part:
+      sums = lax.reduce(sums, tuple(map(_zero, sums)), _add, part)
+  return list(sums)
+
+
+@_sums_together.defjvp
+def _sums_together_jvp(
+  axes: tuple[int, ...], primals: Any, tangents: Any
+) -> tuple[list[jax.Array], list[jax.Array]]:
+  """A reduction of several terms has no transpose."""
+  (terms,), (dots,) = primals, tangents
+  return _sums_together(terms, axes), _sums_apart(dots, axes)
+
+
+def _zero(x: jax.Array) -> np.ndarray:
+  return np.zeros((), x.dtype)
+
+
+def _add(
+  a: tuple[jax.Array, ...], b: tuple[jax.Array, ...]
+) -> tuple[jax.Array, ...]:
+  return tuple(x + y for x, y in zip(a, b, strict=True))
+
+
+def _is_sharded(x: jax.Array) -> bool:
+  """Whether an axis of `x` is sharded over an explicit mesh."""
+  return any(axis is not None for axis in jax.typeof(x).sharding.spec)
+
+
 def is_hole(x: Any) -> bool:
   """Whether `x` stands where `optax.masked` took something out."""
   return isinstance(x, optax.MaskedNode)
@@ -378,10 +442,10 @@ def _check_dtype(caller: str, leaf: Leaf) -> None:
 
 def _replicate(x: jax.Array) -> jax.Array:
   """Gathers an array whose layer axes are sharded over an explicit mesh."""
-  sharding = jax.typeof(x).sharding
-  if any(axis is not None for axis in sharding.spec):
+  if _is_sharded(x):
     whole = jax.sharding.PartitionSpec()
-    x = jax.sharding.reshard(x, jax.NamedSharding(sharding.mesh, whole))
+    mesh = jax.typeof(x).sharding.mesh
+    x = jax.sharding.reshard(x, jax.NamedSharding(mesh, whole))
   return x
 
 

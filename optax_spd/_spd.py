@@ -71,11 +71,13 @@ def project(
   after = jnp.sqrt(jnp.maximum(delta_sq + growth, 0))
   # r_t = max(0, gamma_t - gamma_{t-1}) / gamma_t, taking no difference of norms
   scale = after * (after + before)
-  ratio = jnp.maximum(growth, 0) / jnp.where(scale > 0, scale, jnp.inf)
+  scale = jnp.where(scale > 0, scale, jnp.inf)
+  outward = jnp.maximum(growth, 0)
+  ratio = outward / scale
   # c_t = -<g_t, theta_{t-1} - theta_0> < 0
   selected = alignment > 0
   # s_t = lambda r_t where selected, never clamped
-  decay = jnp.where(selected, weight_decay * ratio, 0)
+  decay = jnp.where(selected, weight_decay * outward, 0) / scale
   # |theta_t - theta_0| = |1 - s_t| gamma_t
   return Projection(selected, ratio, decay, jnp.abs(1 - decay) * after)
 
@@ -235,27 +237,29 @@ def spd(
       return jnp.asarray(-1 * rate, d.dtype)
 
     steps = [d if _layers.is_hole(d) else rate_of(d) * d for d in directions]
-    # b1^{t-1} and b1^t
+    # b1^{t-1} and b1^t, and q_{t-1} = <d_{t-1}, delta>
     before = b1 ** state.count.astype(jnp.float32)
     after = b1 * before
+    kept = layers.unflatten(state.alignment)
 
-    def measure(
-      i: int, leaf: _layers.Leaf, delta: jax.Array, q: jax.Array
-    ) -> _Measured:
+    def measure(i: int, leaf: _layers.Leaf, delta: jax.Array) -> _Measured:
       d = directions[i].astype(delta.dtype)
       rate = rate_of(directions[i]).astype(delta.dtype)
-      d_delta, d_sq = leaf.inner(d, delta), leaf.inner(d, d)
+      pairs = [(delta, delta), (d, delta), (d, d)]
       if grads is not None:
-        alignment = leaf.inner(grads[i].astype(delta.dtype), delta)
+        pairs.append((grads[i].astype(delta.dtype), delta))
+      delta_sq, d_delta, d_sq, *exact = leaf.inner(*pairs)
+      if exact:
+        (alignment,) = exact
       else:
         # (1-b1^t) d_t - b1 (1-b1^{t-1}) d_{t-1} is (1-b1) g_t / sqrt(v), up to
-        # the drift of v; along delta, with q_{t-1} = <d_{t-1}, delta>:
-        alignment = (1 - after) * d_delta - b1 * (1 - before) * q
+        # the drift of v; this along delta
+        alignment = (1 - after) * d_delta - b1 * (1 - before) * kept[i]
       return _Measured(
+        delta_sq=delta_sq,
         delta_u=rate * d_delta,
         u_sq=rate * rate * d_sq,
         alignment=alignment,
-        # <d_t, theta~_t - theta_0>
         direction=d_delta + rate * d_sq,
       )
 
@@ -418,33 +422,77 @@ def adam_spd(
 
 
 class _Measured(NamedTuple):
-  """What one leaf's step tells `project`."""
+  """What the steps of a leaf's layers, or of all layers, tell `project`."""
 
+  delta_sq: jax.Array
   delta_u: jax.Array
   u_sq: jax.Array
   alignment: jax.Array
-  # <d_t, theta~_t - theta_0>, to keep for the next step's estimate
+  # <d_t, theta~_t - theta_0>, for the next step's estimate
   direction: jax.Array | None = None
 
+  def finite(self) -> jax.Array:
+    return jnp.isfinite(
+      self.delta_sq + self.delta_u + self.u_sq + self.alignment
+    )
 
-_Measure = Callable[[int, _layers.Leaf, jax.Array, jax.Array], _Measured]
+  def project(self, weight_decay: jax.Array) -> Projection:
+    """`project`, which selects no step that is not finite."""
+    alignment = jnp.where(self.finite(), self.alignment, 0)
+    return project(
+      alignment, self.delta_sq, self.delta_u, self.u_sq, weight_decay
+    )
+
+
+_Measure = Callable[[int, _layers.Leaf, jax.Array], _Measured]
 
 
 def _exact(grads: list[Any], steps: list[Any]) -> _Measure:
   """Measures finished steps, with the paper's condition on the gradient."""
 
-  def measure(
-    i: int, leaf: _layers.Leaf, delta: jax.Array, q: jax.Array
-  ) -> _Measured:
-    del q
+  def measure(i: int, leaf: _layers.Leaf, delta: jax.Array) -> _Measured:
     u, g = steps[i].astype(delta.dtype), grads[i].astype(delta.dtype)
-    return _Measured(
-      delta_u=leaf.inner(delta, u),
-      u_sq=leaf.inner(u, u),
-      alignment=leaf.inner(g, delta),
-    )
+    pairs = ((delta, delta), (delta, u), (u, u), (g, delta))
+    return _Measured(*leaf.inner(*pairs))
 
   return measure
+
+
+def _record(
+  state: SPDState,
+  layers: _layers.Layers,
+  found: list[_Measured],
+  strengths: list[Any],
+) -> SPDState:
+  """Writes a step's [layers] vectors.
+
+  The decision is computed again, for all layers at once: to join what every
+  leaf decided would compile the scalars of every leaf into every vector.
+  """
+  measured = jax.tree.map(lambda *column: layers.flatten(column), *found)
+  weight_decay = layers.flatten(
+    jnp.broadcast_to(strength, leaf.shape)
+    for leaf, strength in zip(layers.leaves, strengths, strict=True)
+    if leaf.shape is not None
+  )
+  selected, ratio, s, deviation = measured.project(weight_decay)
+  alignment = measured.alignment
+  if measured.direction is not None:  # q_t = <d_t, theta_t - theta_0>
+    alignment = (1 - s) * measured.direction
+  finite = measured.finite()
+
+  def keep(new: jax.Array, old: jax.Array) -> jax.Array:
+    """`old` where the step was not finite."""
+    return jnp.where(finite, new.astype(old.dtype), old)
+
+  return state._replace(
+    alignment=keep(alignment, state.alignment),
+    deviation=keep(deviation, state.deviation),
+    ratio=keep(ratio, state.ratio),
+    decay=keep(s, state.decay),
+    selected_count=state.selected_count + selected.astype(jnp.int32),
+    decayed_count=state.decayed_count + (s > 0).astype(jnp.int32),
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -507,54 +555,32 @@ class _Method:
       layers: The layers of the params.
       state: SPD's state.
       steps: The base optimizer's finished step u_t, leaf by leaf.
-      measure: Gives the inner products of leaf i's step. It takes i, the leaf,
-        theta_{t-1} - theta_0, and the alignment that the state kept.
+      measure: Gives the inner products of leaf i's step. It takes i, the leaf
+        and theta_{t-1} - theta_0.
 
     Returns:
       The tree of updates, and the next state.
     """
     anchors = _anchor.match(layers, state.anchor, self.anchor)
     strengths = self._strengths(layers, state.count)
-    kept = layers.unflatten(state.alignment)
     updates = list(steps)
     found = []
     for i, leaf in enumerate(layers.leaves):
       if leaf.shape is None:
         continue
       u, delta = steps[i], _anchor.delta(leaf, anchors[i])
-      delta_sq = leaf.inner(delta, delta)
-      delta_u, u_sq, alignment, direction = measure(i, leaf, delta, kept[i])
-      finite = jnp.isfinite(delta_sq + delta_u + u_sq + alignment)
-      selected, ratio, s, deviation = project(
-        jnp.where(finite, alignment, 0), delta_sq, delta_u, u_sq, strengths[i]
-      )
+      measured = measure(i, leaf, delta)
+      s = measured.project(strengths[i]).decay
       # theta_t - theta_{t-1} = u_t - s_t (theta~_t - theta_0); where nothing
       # decays u_t itself, to the bit
       step = u.astype(delta.dtype)
       decayed = (step - leaf.expand(s) * (delta + step)).astype(u.dtype)
       updates[i] = jnp.where(leaf.expand(s == 0), u, decayed)
-      if direction is not None:  # q_t = <d_t, theta_t - theta_0>
-        alignment = (1 - s) * direction
-      found.append((finite, alignment, deviation, ratio, s, selected, s > 0))
+      found.append(measured)
 
     new_state = state._replace(count=optax.safe_increment(state.count))
     if found:
-      finite, *vectors, selected, decayed = map(
-        layers.flatten, zip(*found, strict=True)
-      )
-      old = (state.alignment, state.deviation, state.ratio, state.decay)
-      alignment, deviation, ratio, decay = (
-        jnp.where(finite, v.astype(v_old.dtype), v_old)
-        for v, v_old in zip(vectors, old, strict=True)
-      )
-      new_state = new_state._replace(
-        alignment=alignment,
-        deviation=deviation,
-        ratio=ratio,
-        decay=decay,
-        selected_count=state.selected_count + selected.astype(jnp.int32),
-        decayed_count=state.decayed_count + decayed.astype(jnp.int32),
-      )
+      new_state = _record(new_state, layers, found, strengths)
     return jax.tree.unflatten(layers.treedef, updates), new_state
 
   def _strengths(self, layers: _layers.Layers, count: jax.Array) -> list[Any]:
