@@ -8,15 +8,11 @@ imagenet. Prints a table; writes it, the rows, their histories and two pictures
 to config.output_dir.
 """
 
-import importlib.metadata
-import os
+import importlib
 import pathlib
-import platform
-import subprocess
 import sys
 import time
 
-import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 from tqdm import tqdm
@@ -189,27 +185,6 @@ def _title(config):
   return f'{config.title}: 1 seed, a demonstration, not evidence'
 
 
-def _provenance():
-  """What a number depends on beside its config."""
-  done = subprocess.run(
-    ['git', 'describe', '--always', '--dirty', '--abbrev=12'],
-    cwd=_CONFIGS,
-    capture_output=True,
-    text=True,
-    check=False,
-  )
-  return {
-    'commit': done.stdout.strip() or 'unknown',
-    'device': f'{jax.devices()[0].device_kind}, {os.cpu_count()} cores',
-    'python': platform.python_version(),
-    'versions': {
-      name: importlib.metadata.version(name)
-      for name in ('jax', 'optax', 'flax', 'grain')
-    },
-    'command': ' '.join(['python', *sys.orig_argv[1:]]),
-  }
-
-
 def compare(config, opened, model):
   """Runs a study, prints and writes its report.
 
@@ -221,7 +196,11 @@ def compare(config, opened, model):
   title = _title(config)
   print(title, flush=True)
   folder = pathlib.Path(config.output_dir)
-  about = {'title': title, **_provenance(), 'means': config.means.to_dict()}
+  about = {
+    'title': title,
+    **report.provenance(),
+    'means': config.means.to_dict(),
+  }
 
   def save(rows):
     report.write_jsonl(folder / 'rows.jsonl', [{**about, **r} for r in rows])

@@ -4,12 +4,16 @@ python -m experiments.report ROWS.jsonl prints the table of a study's rows.
 """
 
 import functools
+import importlib.metadata
 import json
 import operator
 import os
 import pathlib
+import platform
+import subprocess
 import sys
 
+import jax
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -104,6 +108,27 @@ def read_jsonl(path):
   return [json.loads(line) for line in text.splitlines()]
 
 
+def provenance():
+  """What a number depends on beside its config."""
+  done = subprocess.run(
+    ['git', 'describe', '--always', '--dirty', '--abbrev=12'],
+    cwd=pathlib.Path(__file__).parent,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  return {
+    'commit': done.stdout.strip() or 'unknown',
+    'device': f'{jax.devices()[0].device_kind}, {os.cpu_count()} cores',
+    'python': platform.python_version(),
+    'versions': {
+      name: importlib.metadata.version(name)
+      for name in ('jax', 'optax', 'flax', 'grain')
+    },
+    'command': ' '.join(['python', *sys.orig_argv[1:]]),
+  }
+
+
 def group(rows):
   """The rows of each method, in order; those of a method differ by seed."""
   groups = {}
@@ -142,6 +167,11 @@ def table(rows, means):
         for name, get in shown.items()
       ]
     )
+  return markdown(lines)
+
+
+def markdown(lines):
+  """A Markdown table of rows of strings, the first of them its titles."""
   widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
   text = [
     '| '

@@ -1,0 +1,604 @@
+"""What a step of SPD costs: on this machine, or by the TPU compiler.
+
+python -m experiments.benchmark [--case=optimizer|train|lora] [--model=vit_b16]
+    [--dtype=float32|bfloat16] [--layout=replicated|fsdp] [--topology=v5e:4x4]
+    [--growth] [--steps=N] [--output_dir=DIR]
+
+Every method takes the same step, A B A B, so that a noisy machine favours none;
+ratios are to AdamW's step of the same round. `--topology` compiles for a TPU
+that need not be there, and counts (extra `tpu`). Prints a table, and writes it
+and its rows to --output_dir. `--growth` does so for ever larger models.
+"""
+
+import collections
+import importlib.util
+import math
+import os
+import pathlib
+import re
+import sys
+import time
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import app, flags
+from flax import nnx
+from matplotlib.figure import Figure
+
+from experiments import parallel, report
+from experiments.models import heads, vit
+from optax_spd import adam_spd, spd
+
+_RATE = 2e-5
+METHODS = {
+  'adamw': lambda anchor: optax.adamw(_RATE),
+  'adam_spd': lambda anchor: adam_spd(_RATE, anchor),
+  'chain': lambda anchor: optax.chain(
+    optax.scale_by_adam(), spd(anchor, learning_rate=_RATE)
+  ),
+}
+
+
+class Case(NamedTuple):
+  """A step that every method takes.
+
+  Attributes:
+    name: of its rows.
+    make_step: tx -> a function (opt_state, params, batch, frozen) ->
+      (opt_state, params).
+    params: tree of `jax.ShapeDtypeStruct`s, as are the next two.
+    batch: examples on the leading axis; None for gradients like the params.
+    frozen: what is not trained.
+    anchor: as for `optax_spd.spd`.
+  """
+
+  name: str
+  make_step: Any
+  params: Any
+  batch: Any = None
+  frozen: Any = None
+  anchor: Any = None
+
+
+def optimizer_case(name, params):
+  """The optimizer alone, on gradients that are given."""
+
+  def make_step(tx):
+    def step(opt_state, params, grads, frozen):
+      del frozen
+      updates, opt_state = tx.update(grads, opt_state, params)
+      return opt_state, optax.apply_updates(params, updates)
+
+    return step
+
+  return Case(name, make_step, params)
+
+
+def train_case(name, model, trained, batch_size, image_size, anchor=None):
+  """A whole train step of a classifier.
+
+  Args:
+    name: of its rows.
+    model: a `heads.Classifier` of `jax.ShapeDtypeStruct`s.
+    trained: NNX filter of what is trained.
+    batch_size: images.
+    image_size: their side, in pixels.
+    anchor: as for `optax_spd.spd`.
+  """
+  graphdef, params, frozen = nnx.split(model, trained, ...)
+  pixels = (batch_size, image_size, image_size, 3)
+  batch = {
+    'image': jax.ShapeDtypeStruct(pixels, jnp.float32),
+    'label': jax.ShapeDtypeStruct((batch_size,), jnp.int32),
+  }
+
+  def make_step(tx):
+    def step(opt_state, params, batch, frozen):
+      def loss_fn(params):
+        model = nnx.merge(graphdef, params, frozen)
+        logits = model(model.backbone.embed(batch['image']))
+        return optax.softmax_cross_entropy_with_integer_labels(
+          logits, batch['label']
+        ).mean()
+
+      grads = jax.grad(loss_fn)(params)
+      updates, opt_state = tx.update(grads, opt_state, params)
+      return opt_state, optax.apply_updates(params, updates)
+
+    return step
+
+  return Case(name, make_step, params, batch, frozen, anchor)
+
+
+def classifier(model, lora_rank=0):
+  """A ViT of `vit.CONFIGS` and a head of ten classes, in shapes.
+
+  With a `lora_rank`, queries and values are adapted by Flax's LoRA.
+  """
+
+  def make():
+    rngs = nnx.Rngs(0)
+    backbone = vit.ViT(vit.CONFIGS[model], rngs=rngs)
+    width = backbone.config.width
+    for block in backbone.blocks if lora_rank else ():
+      for name in ('query', 'value'):
+        base = getattr(block.attn, name)
+        adapted = nnx.LoRA(width, lora_rank, width, base_module=base, rngs=rngs)
+        setattr(block.attn, name, adapted)
+    return heads.Classifier(backbone, 10)
+
+  return nnx.eval_shape(make)
+
+
+def make_case(name, model, dtype):
+  """A case of `--case`; the model and its dtype are of the optimizer's."""
+  if name == 'optimizer':
+    params = nnx.state(classifier(model), nnx.Param)
+    params = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype)), params
+    )
+    return optimizer_case(f'optimizer, {model}, {dtype}', params)
+  size = {'batch_size': 32, 'image_size': 84}
+  if name == 'train':
+    model = classifier('dinov2_s14')
+    return train_case('train step, ViT-S/14', model, nnx.Param, **size)
+  model = classifier('dinov2_s14', lora_rank=8)
+  return train_case(
+    'LoRA train step, ViT-S/14',
+    model,
+    nnx.LoRAParam,
+    anchor='origin',
+    **size,
+  )
+
+
+class Program(NamedTuple):
+  """A compiled step of one method.
+
+  Attributes:
+    compiled: opt_state, params, batch, frozen -> opt_state, params.
+    tx: the method.
+    shardings: of the four arguments.
+    seconds: to trace and lower it, and to compile it.
+  """
+
+  compiled: Any
+  tx: Any
+  shardings: Any
+  seconds: float
+
+
+def compile_step(case, method, mesh, layout='replicated'):
+  """Compiles a method's step for the devices of a mesh.
+
+  Args:
+    case: a `Case`.
+    method: key of `METHODS`.
+    mesh: as `parallel.mesh_of` makes it, of devices or of a topology's.
+    layout: key of `parallel.LAYOUTS`, for the params and the state; examples
+      are split over the devices.
+
+  Returns:
+    A `Program`.
+  """
+  tx = METHODS[method](case.anchor)
+  opt_state = jax.eval_shape(tx.init, case.params)
+  batch = case.params if case.batch is None else case.batch
+  lay_out = parallel.LAYOUTS[layout]
+  split = lay_out if case.batch is None else parallel.split_batch
+  shardings = (
+    lay_out(opt_state, mesh),
+    lay_out(case.params, mesh),
+    split(batch, mesh),
+    lay_out(case.frozen, mesh),
+  )
+  step = jax.jit(
+    case.make_step(tx),
+    in_shardings=shardings,
+    out_shardings=shardings[:2],
+    # In the order of the outputs: jax pairs buffers of one shape in turn, and
+    # a wrong pair costs a copy.
+    donate_argnums=(0, 1),
+  )
+  start = time.perf_counter()
+  lowered = step.lower(opt_state, case.params, batch, case.frozen)
+  compiled = lowered.compile()
+  return Program(compiled, tx, shardings, time.perf_counter() - start)
+
+
+def measure(case, programs, num_steps):
+  """Times the steps, one of each program in turn.
+
+  Args:
+    case: a `Case`.
+    programs: `{method: Program}`.
+    num_steps: of each, after two that are not counted.
+
+  Returns:
+    `{method: seconds [num_steps]}`.
+  """
+  rng = np.random.default_rng(0)
+
+  def sample(leaf):
+    if jnp.issubdtype(leaf.dtype, jnp.floating):
+      return rng.normal(0, 0.02, leaf.shape).astype(leaf.dtype)
+    return np.zeros(leaf.shape, leaf.dtype)
+
+  params, frozen = (
+    jax.tree.map(sample, tree) for tree in (case.params, case.frozen)
+  )
+  batch = jax.tree.map(
+    sample, case.params if case.batch is None else case.batch
+  )
+  carries, constants = {}, {}
+  for method, program in programs.items():
+    _, on_params, on_batch, on_frozen = program.shardings
+    placed = jax.device_put(params, on_params)
+    carries[method] = program.tx.init(placed), placed
+    # The first step leaves the anchor: what is timed has layers to measure.
+    constants[method] = (
+      jax.device_put(batch, on_batch),
+      jax.device_put(frozen, on_frozen),
+    )
+  seconds = {method: [] for method in programs}
+  for i in range(num_steps + 2):
+    for method, program in programs.items():
+      start = time.perf_counter()
+      carries[method] = jax.block_until_ready(
+        program.compiled(*carries[method], *constants[method])
+      )
+      if i > 1:
+        seconds[method].append(time.perf_counter() - start)
+  return {method: np.array(times) for method, times in seconds.items()}
+
+
+def count(case, program):
+  """What does not depend on the machine's state.
+
+  Returns:
+    A dict: params (numbers), tensors; flops, bytes accessed (as the compiler
+    counts them), bytes moved to and from HBM, scratch bytes, each of a device;
+    collectives, `{operation: how many}`; bytes of the optimizer's state.
+  """
+  sizes = [x.size for x in jax.tree.leaves(case.params)]
+  state = jax.tree.leaves(jax.eval_shape(program.tx.init, case.params))
+  compiled = program.compiled
+  costs, text = compiled.cost_analysis(), compiled.as_text()
+  return {
+    'params': sum(sizes),
+    'tensors': len(sizes),
+    'flops': costs['flops'],
+    'bytes_accessed': costs['bytes accessed'],
+    'hbm_bytes': hbm_bytes(text),
+    'scratch_bytes': compiled.memory_analysis().temp_size_in_bytes,
+    'collectives': collectives(text),
+    'state_bytes': sum(x.size * x.dtype.itemsize for x in state),
+  }
+
+
+_WIDTHS = {'f32': 4, 's32': 4, 'u32': 4, 'bf16': 2, 'f16': 2, 'f64': 8}
+_ARRAY = re.compile(r'\b(\w+)\[([\d,]*)\](?:\{([^}]*)\})?')
+_INSTRUCTION = re.compile(
+  r'^ +(?:ROOT )?%([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)'
+)
+_FREE = ('parameter', 'tuple', 'get-tuple-element', 'bitcast', 'constant')
+
+
+def hbm_bytes(text):
+  """Bytes that a compiled program reads from and writes to main memory.
+
+  The compiler's own count takes every operand of every operation; on a TPU
+  many of them lie in the chip's vector memory, S(1) in a layout.
+
+  Args:
+    text: `compiled.as_text()`.
+  """
+  entry = text[text.index('\nENTRY') :]
+  found, total = {}, 0
+  for line in entry.splitlines():
+    match = _INSTRUCTION.match(line)
+    if not match:
+      continue
+    name, shape, operation, rest = match.groups()
+    arrays = [
+      (
+        math.prod(map(int, filter(None, dims.split(','))))
+        * _WIDTHS.get(dtype, 1),
+        'S(' in layout,
+      )
+      for dtype, dims, layout in _ARRAY.findall(shape)
+    ]
+    found[name] = arrays
+    if operation in _FREE or operation.endswith('-done'):
+      continue
+    if operation == 'custom-call' and 'ConcatBitcast' in rest:
+      continue
+    names = re.findall(r'%([\w.\-]+)', rest.split('), ')[0])
+    if operation == 'copy-start':  # (to, from, context)
+      moved = arrays[:2]
+    elif operation == 'slice-start':  # ((from), to, context)
+      size, on_chip = arrays[1]
+      moved = [(size, arrays[0][1]), (size, on_chip)]
+    else:
+      moved = arrays + [a for n in names for a in found.get(n, [])]
+    total += sum(size for size, on_chip in moved if not on_chip)
+  return total
+
+
+_COLLECTIVES = (
+  'all-reduce',
+  'all-gather',
+  'reduce-scatter',
+  'collective-permute',
+  'all-to-all',
+)
+
+
+def collectives(text):
+  """`{operation: how many}` of a compiled program."""
+  found = re.findall(rf' ({"|".join(_COLLECTIVES)})(?:-start)?\(', text)
+  return dict(collections.Counter(found))
+
+
+def bench(case, mesh, *, layout='replicated', num_steps=0):
+  """The rows of a case: one of each method, with its ratios to AdamW's.
+
+  Args:
+    case: a `Case`.
+    mesh: as `parallel.mesh_of` makes it.
+    layout: key of `parallel.LAYOUTS`.
+    num_steps: to time; 0 counts only, as a topology needs.
+
+  Returns:
+    Dicts of case, method, layout, devices, seconds to compile, and
+    the numbers of `count`; where steps were timed, ms (median), ratio to
+    AdamW (median over rounds) and the ratio's quartiles.
+  """
+  programs = {
+    method: compile_step(case, method, mesh, layout) for method in METHODS
+  }
+  rows = [
+    {
+      'case': case.name,
+      'method': method,
+      'layout': layout,
+      'devices': mesh.size,
+      'compile_s': program.seconds,
+      **count(case, program),
+    }
+    for method, program in programs.items()
+  ]
+  if num_steps:
+    seconds = measure(case, programs, num_steps)
+    for row in rows:
+      times = seconds[row['method']]
+      ratios = times / seconds['adamw']
+      row |= {
+        'steps': num_steps,
+        'ms': float(np.median(times)) * 1e3,
+        'ratio': float(np.median(ratios)),
+        'ratio_quartiles': np.percentile(ratios, [25, 75]).tolist(),
+        'gflops': row['flops'] / float(np.median(times)) / 1e9,
+      }
+  return rows
+
+
+def table(rows):
+  """A Markdown table of the rows of `bench`; ratios are to AdamW's row."""
+  base = {}
+  lines = []
+  for row in rows:
+    if row['method'] == 'adamw':
+      base = row
+
+    def ratio(key, row=row, base=base):
+      return f'{row[key] / base[key]:.2f}' if base[key] else '-'
+
+    time_cells = ['-', '-']
+    if 'ms' in row:
+      low, high = row['ratio_quartiles']
+      time_cells = [
+        f'{row["ms"]:.0f}',
+        f'{row["ratio"]:.2f} ({low:.2f} to {high:.2f})',
+      ]
+    where = f'{row["layout"]}, {row["devices"]}' if row['devices'] > 1 else '1'
+    lines.append(
+      [
+        row['case'],
+        where,
+        row['method'],
+        *time_cells,
+        ratio('bytes_accessed'),
+        ratio('hbm_bytes'),
+        f'{row["scratch_bytes"] / 1e6:.0f}',
+        ' '.join(f'{v} {k}' for k, v in row['collectives'].items()) or '-',
+        f'{row["compile_s"]:.1f}',
+        f'{row["state_bytes"] / row["params"]:.2f}',
+      ]
+    )
+  titles = [
+    'step',
+    'devices',
+    'method',
+    'ms',
+    'ratio',
+    'bytes',
+    'HBM',
+    'scratch MB',
+    'collectives',
+    'compile s',
+    'state B/param',
+  ]
+  return report.markdown([titles, *lines])
+
+
+def topology(name):
+  """A mesh of a TPU's devices, for the compiler alone.
+
+  Args:
+    name: such as 'v5e:4x4', 'v5p:4x4x4' or 'v6e:16x16'.
+
+  Raises:
+    ModuleNotFoundError: libtpu is not installed.
+    ValueError: libtpu knows no such topology.
+  """
+  if importlib.util.find_spec('libtpu') is None:
+    raise ModuleNotFoundError(
+      "--topology needs libtpu; install it with pip install '.[tpu]'."
+    )
+  # There is no TPU to ask for its neighbours.
+  os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
+  os.environ.setdefault('TPU_WORKER_HOSTNAMES', 'localhost')
+  from jax.experimental import topologies
+
+  try:
+    found = topologies.get_topology_desc(topology_name=name, platform='tpu')
+  except Exception as error:  # of the plugin's own types
+    reason = ' '.join(str(error).split())[:150]
+    raise ValueError(
+      f'--topology={name} is none that libtpu knows: {reason}'
+    ) from None
+  return parallel.mesh_of(found.devices)
+
+
+_GROWTH = {
+  'params': [(n, 20) for n in (1e6, 3e6, 10e6, 30e6, 100e6, 300e6)],
+  'tensors': [(8e6, n) for n in (10, 30, 100, 300, 1000, 2000)],
+}
+
+
+def growing_case(num_params, num_tensors):
+  """The optimizer on as many matrices of one shape; the count is rounded."""
+  rows = max(1, round(math.sqrt(num_params / num_tensors)))
+  columns = max(1, round(num_params / num_tensors / rows))
+  leaf = jax.ShapeDtypeStruct((rows, columns), jnp.float32)
+  params = {f'w{i}': leaf for i in range(num_tensors)}
+  return optimizer_case(f'{rows} x {columns}, {num_tensors} tensors', params)
+
+
+def growth(num_steps, topologies=()):
+  """Rows of ever larger models, and of ever more devices.
+
+  Args:
+    num_steps: to time, of each.
+    topologies: names, to count on beside the devices of this machine.
+
+  Yields:
+    `(axis, x, rows)`: what grows, its size, and the rows of `bench`.
+  """
+  one = parallel.mesh_of(jax.devices()[:1])
+  for axis, sizes in _GROWTH.items():
+    for params, tensors in sizes:
+      case = growing_case(params, tensors)
+      x = params if axis == 'params' else tensors
+      yield axis, x, bench(case, one, num_steps=num_steps)
+  case = growing_case(16 * 2**20, 16)
+  for n in (1, 2, 4, 8):
+    if n <= jax.device_count():
+      mesh = parallel.mesh_of(jax.devices()[:n])
+      rows = bench(case, mesh, layout='fsdp', num_steps=num_steps)
+      yield 'devices', n, rows
+  for name in topologies:
+    mesh = topology(name)
+    yield f'devices, {name[:3]}', mesh.size, bench(case, mesh, layout='fsdp')
+
+
+def plot_growth(rows, path):
+  """Lines over what grows: the time of a step, and of compiling it.
+
+  Args:
+    rows: of `growth`, each with its 'axis' and 'x'.
+    path: of the picture.
+  """
+  panels = [
+    ('params', 'parameters, 20 tensors', 'ms', 'ms a step'),
+    ('tensors', 'tensors, 8 M parameters', 'ms', 'ms a step'),
+    ('tensors', 'tensors, 8 M parameters', 'compile_s', 's to compile'),
+    ('devices', 'devices (one CPU), sharded state', 'ms', 'ms a step'),
+  ]
+  figure = Figure(figsize=(11, 3.2), layout='constrained')
+  for axes, (axis, label, key, unit) in zip(
+    figure.subplots(1, len(panels)), panels, strict=True
+  ):
+    for method in METHODS:
+      found = [r for r in rows if (r['axis'], r['method']) == (axis, method)]
+      x, y = [r['x'] for r in found], [r[key] for r in found]
+      axes.plot(x, y, marker='o', markersize=3, label=method)
+    axes.set(xscale='log', yscale='log', xlabel=label, ylabel=unit)
+    axes.spines[['top', 'right']].set_visible(False)
+  axes.legend(frameon=False)
+  figure.savefig(path, dpi=120)
+
+
+FLAGS = flags.FLAGS
+flags.DEFINE_multi_enum(
+  'case', ['optimizer'], ['optimizer', 'train', 'lora'], 'Steps to take.'
+)
+flags.DEFINE_enum('model', 'vit_b16', list(vit.CONFIGS), "The optimizer's.")
+flags.DEFINE_enum(
+  'dtype', 'float32', ['float32', 'bfloat16'], "Of the optimizer's params."
+)
+flags.DEFINE_enum(
+  'layout', 'replicated', list(parallel.LAYOUTS), 'Params and state.'
+)
+flags.DEFINE_integer('steps', 20, 'To time.', lower_bound=1)
+flags.DEFINE_multi_string(
+  'topology', [], 'Of a TPU, such as v5e:4x4; only counts.'
+)
+flags.DEFINE_bool('growth', False, 'Ever larger models, instead of a case.')
+flags.DEFINE_string('output_dir', 'runs/benchmark', 'For rows and tables.')
+
+
+def _main(argv):
+  if argv[1:]:
+    sys.exit(f'benchmark: {argv[1]!r} is no flag; see --help.')
+  folder = pathlib.Path(FLAGS.output_dir)
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    meshes = {name: topology(name) for name in FLAGS.topology}
+  except (OSError, ValueError, ModuleNotFoundError) as error:
+    sys.exit(f'benchmark: {error}')
+  about, rows = report.provenance(), []
+  # What changes the speed of XLA and of malloc, and is set before the start.
+  for name in ('XLA_FLAGS', 'GLIBC_TUNABLES'):
+    about[name] = os.environ.get(name, '')
+
+  def add(found, **more):
+    rows.extend({**more, **about, **row} for row in found)
+    report.write_jsonl(folder / 'rows.jsonl', rows)
+    print(table(found), '\n', flush=True)
+
+  if FLAGS.growth:
+    for axis, x, found in growth(FLAGS.steps, meshes):
+      add(found, axis=axis, x=x)
+    plot_growth(rows, folder / 'growth.png')
+  else:
+    cases = [make_case(n, FLAGS.model, FLAGS.dtype) for n in FLAGS.case]
+    here = {None: parallel.mesh_of(jax.devices())}
+    for case in cases:
+      for name, mesh in (meshes or here).items():
+        found = bench(
+          case,
+          mesh,
+          layout=FLAGS.layout,
+          num_steps=0 if name else FLAGS.steps,
+        )
+        add(found, **({'topology': name} if name else {}))
+  print(
+    'ratio: of the time, to adamw, median over rounds and quartiles. bytes: as '
+    'the\ncompiler counts them, HBM: those to and from main memory, both to '
+    'adamw. state:\nbytes of optimizer state a parameter, the anchor too.\n\n'
+    f'{folder}/: rows.jsonl' + (', growth.png' if FLAGS.growth else '')
+  )
+
+
+if __name__ == '__main__':
+  # Before a backend starts: devices for --growth to share the cores among.
+  if any(argument.lstrip('-').startswith('growth') for argument in sys.argv):
+    jax.config.update('jax_num_cpu_devices', 8)
+  if any(argument.lstrip('-').startswith('topology') for argument in sys.argv):
+    jax.config.update('jax_platforms', 'cpu')
+  app.run(_main)
