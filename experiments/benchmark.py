@@ -404,11 +404,13 @@ def table(rows):
         f'{row["ms"]:.0f}',
         f'{row["ratio"]:.2f} ({low:.2f} to {high:.2f})',
       ]
-    where = f'{row["layout"]}, {row["devices"]}' if row['devices'] > 1 else '1'
+    on = row.get('topology', 'this machine')
+    if row['devices'] > 1:
+      on += f', {row["devices"]} devices, {row["layout"]}'
     lines.append(
       [
         row['case'],
-        where,
+        on,
         row['method'],
         *time_cells,
         ratio('bytes_accessed'),
@@ -421,7 +423,7 @@ def table(rows):
     )
   titles = [
     'step',
-    'devices',
+    'on',
     'method',
     'ms',
     'ratio',
@@ -464,7 +466,7 @@ def topology(name):
   return parallel.mesh_of(found.devices)
 
 
-_GROWTH = {
+GROWTH = {
   'params': [(n, 20) for n in (1e6, 3e6, 10e6, 30e6, 100e6, 300e6)],
   'tensors': [(8e6, n) for n in (10, 30, 100, 300, 1000, 2000)],
 }
@@ -490,7 +492,7 @@ def growth(num_steps, topologies=()):
     `(axis, x, rows)`: what grows, its size, and the rows of `bench`.
   """
   one = parallel.mesh_of(jax.devices()[:1])
-  for axis, sizes in _GROWTH.items():
+  for axis, sizes in GROWTH.items():
     for params, tensors in sizes:
       case = growing_case(params, tensors)
       x = params if axis == 'params' else tensors
@@ -567,7 +569,8 @@ def _main(argv):
     about[name] = os.environ.get(name, '')
 
   def add(found, **more):
-    rows.extend({**more, **about, **row} for row in found)
+    found = [{**more, **about, **row} for row in found]
+    rows.extend(found)
     report.write_jsonl(folder / 'rows.jsonl', rows)
     print(table(found), '\n', flush=True)
 

@@ -13,6 +13,7 @@ import pathlib
 import sys
 import time
 
+import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 from tqdm import tqdm
@@ -223,11 +224,23 @@ def compare(config, opened, model):
   print(f'{folder}/: {", ".join(files)}')
 
 
+def keep_programs(folder):
+  """Lets the next run of a study start without compiling it again.
+
+  `JAX_COMPILATION_CACHE_DIR` in the environment goes before `folder`.
+  """
+  if jax.config.jax_compilation_cache_dir is None:
+    jax.config.update(
+      'jax_compilation_cache_dir', str(pathlib.Path(folder).expanduser())
+    )
+
+
 def main(argv):
   try:
     if argv[1:]:
       raise ValueError(f'{argv[1]!r} is no flag; see --help.')
     values = flags.FLAGS
+    keep_programs(values.config.cache_dir)
     opened = configure(
       values.config,
       seeds=values.seeds,

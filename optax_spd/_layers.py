@@ -34,6 +34,18 @@ class Leaf:
   def num_layers(self) -> int:
     return 0 if self.shape is None else int(np.prod(self.shape, dtype=int))
 
+  @classmethod
+  def stack(cls, leaves: list['Leaf']) -> 'Leaf':
+    """Leaves of one shape as one, which holds the layers of all of them."""
+    first = leaves[0]
+    if len(leaves) == 1:
+      return first
+    return dataclasses.replace(
+      first,
+      param=stack([leaf.param for leaf in leaves]),
+      shape=(len(leaves), *(first.shape or ())),
+    )
+
   def inner(self, *pairs: tuple[jax.Array, jax.Array]) -> list[jax.Array]:
     """The inner product <a, b> of each pair, of shape `self.shape`."""
     axes = tuple(range(len(self.shape or ()), np.ndim(self.param)))
@@ -95,6 +107,38 @@ class Layers:
       axes = self.match_prefix('layer_axes', layer_axes)
       self = self._with_shapes(_stacked_shape, axes)
     return self
+
+  def groups(self, *columns: list[Any]) -> list[list[int]]:
+    """Leaves that can be stacked, as indices; the others each on its own.
+
+    A model has twice as many biases and scales as matrices, which cost little
+    to copy, and much to trace, compile and start one by one.
+
+    Args:
+      *columns: Lists that run parallel to `leaves`, to be stacked too.
+    """
+    found: dict[Any, list[int]] = {}
+    for i, leaf in enumerate(self.leaves):
+      if leaf.shape is None:
+        continue
+      arrays = [leaf.param, *(column[i] for column in columns)]
+      kind: Any = tuple(None if is_hole(x) else _kind(x) for x in arrays)
+      if np.size(leaf.param) > _SMALL or any(map(_is_placed, arrays)):
+        kind = i
+      found.setdefault((leaf.shape, kind), []).append(i)
+    return list(found.values())
+
+  def regroup(self, groups: list[list[int]]) -> np.ndarray:
+    """Where in a [layers] vector each layer of the groups stands, in turn."""
+    sizes = [leaf.num_layers for leaf in self.leaves]
+    starts = np.cumsum([0, *sizes])
+    return np.concatenate(
+      [
+        np.arange(starts[i], starts[i] + sizes[i])
+        for group in groups
+        for i in group
+      ]
+    )
 
   def _with_shapes(
     self, shape: Callable[..., tuple[int, ...] | None], entries: list[Any]
@@ -323,6 +367,36 @@ def _add(
 def _is_sharded(x: jax.Array) -> bool:
   """Whether an axis of `x` is sharded over an explicit mesh."""
   return any(axis is not None for axis in jax.typeof(x).sharding.spec)
+
+
+# Numbers in a parameter that is cheaper to copy than to treat on its own.
+_SMALL = 2**14
+
+
+def stack(arrays: list[Any]) -> Any:
+  """Arrays of one kind on a new leading axis; one is left as it is."""
+  if len(arrays) == 1 or is_hole(arrays[0]):
+    return arrays[0]
+  return jnp.stack(arrays)
+
+
+def unstack(array: jax.Array, n: int) -> list[jax.Array]:
+  """What `stack` made one of `n` arrays of."""
+  if n == 1:
+    return [array]
+  return [lax.index_in_dim(array, i, keepdims=False) for i in range(n)]
+
+
+def _kind(x: Any) -> Any:
+  return np.shape(x), dtype_of(x)
+
+
+def _is_placed(x: Any) -> bool:
+  """Whether it matters where `x` lies: sharded by its type, or on the host."""
+  if is_hole(x):
+    return False
+  memory = jax.typeof(x).memory_space
+  return _is_sharded(x) or memory == jax.memory.Space.Host
 
 
 def is_hole(x: Any) -> bool:

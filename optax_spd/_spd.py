@@ -226,7 +226,7 @@ def spd(
           'then the condition needs the raw gradient: call '
           'tx.update(grads, state, params, grad=grads), or use with_spd.'
         )
-      return method.apply(layers, state, directions, _exact(grads, directions))
+      return method.apply(layers, state, _exact, directions, grads)
 
     rate = learning_rate
     if callable(rate):
@@ -237,24 +237,26 @@ def spd(
       return jnp.asarray(-1 * rate, d.dtype)
 
     steps = [d if _layers.is_hole(d) else rate_of(d) * d for d in directions]
-    # b1^{t-1} and b1^t, and q_{t-1} = <d_{t-1}, delta>
+    # b1^{t-1} and b1^t
     before = b1 ** state.count.astype(jnp.float32)
     after = b1 * before
-    kept = layers.unflatten(state.alignment)
 
-    def measure(i: int, leaf: _layers.Leaf, delta: jax.Array) -> _Measured:
-      d = directions[i].astype(delta.dtype)
-      rate = rate_of(directions[i]).astype(delta.dtype)
+    def measure(
+      leaf: _layers.Leaf, delta: jax.Array, u: jax.Array, *columns: jax.Array
+    ) -> _Measured:
+      direction, evidence = columns
+      d = direction.astype(delta.dtype)
+      rate = rate_of(u).astype(delta.dtype)
       pairs = [(delta, delta), (d, delta), (d, d)]
-      if grads is not None:
-        pairs.append((grads[i].astype(delta.dtype), delta))
-      delta_sq, d_delta, d_sq, *exact = leaf.inner(*pairs)
-      if exact:
-        (alignment,) = exact
-      else:
+      if grads is None:
+        delta_sq, d_delta, d_sq = leaf.inner(*pairs)
         # (1-b1^t) d_t - b1 (1-b1^{t-1}) d_{t-1} is (1-b1) g_t / sqrt(v), up to
         # the drift of v; this along delta
-        alignment = (1 - after) * d_delta - b1 * (1 - before) * kept[i]
+        q = evidence  # <d_{t-1}, delta>
+        alignment = (1 - after) * d_delta - b1 * (1 - before) * q
+      else:
+        pairs.append((evidence.astype(delta.dtype), delta))
+        delta_sq, d_delta, d_sq, alignment = leaf.inner(*pairs)
       return _Measured(
         delta_sq=delta_sq,
         delta_u=rate * d_delta,
@@ -263,7 +265,12 @@ def spd(
         direction=d_delta + rate * d_sq,
       )
 
-    return method.apply(layers, state, steps, measure)
+    kept_or_grads = (
+      layers.unflatten(state.alignment) if grads is None else grads
+    )
+    return method.apply(
+      layers, state, measure, steps, directions, kept_or_grads
+    )
 
   return optax.GradientTransformationExtraArgs(method.init, update_fn)
 
@@ -342,9 +349,7 @@ def with_spd(
       updates, inner_state, params, **extra_args
     )
     steps = layers.match("inner's step", updates)
-    updates, spd_state = method.apply(
-      layers, spd_state, steps, _exact(grads, steps)
-    )
+    updates, spd_state = method.apply(layers, spd_state, _exact, steps, grads)
     return updates, (inner_state, spd_state)
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
@@ -444,24 +449,23 @@ class _Measured(NamedTuple):
     )
 
 
-_Measure = Callable[[int, _layers.Leaf, jax.Array], _Measured]
+# Leaf, delta, u_t, and what else `_Method.apply` was given, for that leaf.
+_Measure = Callable[..., _Measured]
 
 
-def _exact(grads: list[Any], steps: list[Any]) -> _Measure:
-  """Measures finished steps, with the paper's condition on the gradient."""
-
-  def measure(i: int, leaf: _layers.Leaf, delta: jax.Array) -> _Measured:
-    u, g = steps[i].astype(delta.dtype), grads[i].astype(delta.dtype)
-    pairs = ((delta, delta), (delta, u), (u, u), (g, delta))
-    return _Measured(*leaf.inner(*pairs))
-
-  return measure
+def _exact(
+  leaf: _layers.Leaf, delta: jax.Array, u: jax.Array, g: jax.Array
+) -> _Measured:
+  """Measures a finished step, with the paper's condition on the gradient."""
+  u, g = u.astype(delta.dtype), g.astype(delta.dtype)
+  return _Measured(*leaf.inner((delta, delta), (delta, u), (u, u), (g, delta)))
 
 
 def _record(
   state: SPDState,
   layers: _layers.Layers,
   found: list[_Measured],
+  order: np.ndarray,
   strengths: list[Any],
 ) -> SPDState:
   """Writes a step's [layers] vectors.
@@ -469,12 +473,9 @@ def _record(
   The decision is computed again, for all layers at once: to join what every
   leaf decided would compile the scalars of every leaf into every vector.
   """
-  measured = jax.tree.map(lambda *column: layers.flatten(column), *found)
-  weight_decay = layers.flatten(
-    jnp.broadcast_to(strength, leaf.shape)
-    for leaf, strength in zip(layers.leaves, strengths, strict=True)
-    if leaf.shape is not None
-  )
+  back = np.argsort(order)
+  measured = jax.tree.map(lambda *column: layers.flatten(column)[back], *found)
+  weight_decay = layers.flatten(x for x in strengths if x is not None)
   selected, ratio, s, deviation = measured.project(weight_decay)
   alignment = measured.alignment
   if measured.direction is not None:  # q_t = <d_t, theta_t - theta_0>
@@ -546,17 +547,19 @@ class _Method:
     self,
     layers: _layers.Layers,
     state: SPDState,
-    steps: list[Any],
     measure: _Measure,
+    steps: list[Any],
+    *columns: list[Any],
   ) -> tuple[Any, SPDState]:
     """Decays the finished steps of the layers that SPD selects.
 
     Args:
       layers: The layers of the params.
       state: SPD's state.
+      measure: Gives the inner products of a leaf's step. It takes the leaf,
+        theta_{t-1} - theta_0, u_t, and that leaf's entry of each column.
       steps: The base optimizer's finished step u_t, leaf by leaf.
-      measure: Gives the inner products of leaf i's step. It takes i, the leaf
-        and theta_{t-1} - theta_0.
+      *columns: What else `measure` looks at, leaf by leaf.
 
     Returns:
       The tree of updates, and the next state.
@@ -564,27 +567,33 @@ class _Method:
     anchors = _anchor.match(layers, state.anchor, self.anchor)
     strengths = self._strengths(layers, state.count)
     updates = list(steps)
-    found = []
-    for i, leaf in enumerate(layers.leaves):
-      if leaf.shape is None:
-        continue
-      u, delta = steps[i], _anchor.delta(leaf, anchors[i])
-      measured = measure(i, leaf, delta)
-      s = measured.project(strengths[i]).decay
+    lists = (anchors, strengths, steps, *columns)
+    groups, found = layers.groups(*lists), []
+    for group in groups:
+      leaf = _layers.Leaf.stack([layers.leaves[i] for i in group])
+      anchor, strength, u, *others = (
+        _layers.stack([entries[i] for i in group]) for entries in lists
+      )
+      delta = _anchor.delta(leaf, anchor)
+      measured = measure(leaf, delta, u, *others)
+      s = measured.project(strength).decay
       # theta_t - theta_{t-1} = u_t - s_t (theta~_t - theta_0); where nothing
       # decays u_t itself, to the bit
       step = u.astype(delta.dtype)
       decayed = (step - leaf.expand(s) * (delta + step)).astype(u.dtype)
-      updates[i] = jnp.where(leaf.expand(s == 0), u, decayed)
+      update = jnp.where(leaf.expand(s == 0), u, decayed)
+      for i, x in zip(group, _layers.unstack(update, len(group)), strict=True):
+        updates[i] = x
       found.append(measured)
 
     new_state = state._replace(count=optax.safe_increment(state.count))
     if found:
-      new_state = _record(new_state, layers, found, strengths)
+      order = layers.regroup(groups)
+      new_state = _record(new_state, layers, found, order, strengths)
     return jax.tree.unflatten(layers.treedef, updates), new_state
 
   def _strengths(self, layers: _layers.Layers, count: jax.Array) -> list[Any]:
-    """lambda of each leaf: a scalar, or an array of its layers' shape."""
+    """lambda of each leaf's layers, in their shape."""
     entries = layers.match_prefix('weight_decay', self.weight_decay)
     schedules = {id(entry): entry for entry in entries if callable(entry)}
     values = {key: schedule(count) for key, schedule in schedules.items()}
@@ -600,5 +609,6 @@ class _Method:
           f'params{leaf.where}, whose layers have shape {leaf.shape}; pass a '
           'scalar or an array of that shape, or set layer_axes.'
         )
-      strengths.append(jnp.asarray(value, _layers.accumulator(leaf)))
+      value = jnp.asarray(value, _layers.accumulator(leaf))
+      strengths.append(jnp.broadcast_to(value, leaf.shape))
     return strengths

@@ -1,8 +1,16 @@
 """Eight CPU devices for every test, set before jax starts."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['XLA_FLAGS'] = (
   os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
 )
+# Programs that several tests compile, shared by the workers of one run.
+if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+  _folder = tempfile.mkdtemp(prefix='optax_spd_tests_')
+  os.environ['JAX_COMPILATION_CACHE_DIR'] = _folder
+  atexit.register(shutil.rmtree, _folder, ignore_errors=True)

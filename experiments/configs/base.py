@@ -15,6 +15,7 @@ def base():
       'title': '',
       'output_dir': '',
       'data_dir': 'data',  # folder of the data sets
+      'cache_dir': '~/.cache/optax_spd',  # compiled programs
       'num_seeds': 1,
       # The model.
       'model': {

@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 from flax.core import FrozenDict
 
-from optax_spd import adam_spd, layer_names, spd, with_spd
+from optax_spd import _layers, adam_spd, layer_names, spd, with_spd
 
 TRANSFORMATIONS = {
   'wrapper': lambda **kw: adam_spd(1e-3, **kw),
@@ -282,3 +282,70 @@ def test_a_schedule_is_called_once_for_all_layers():
   calls.clear()
   tx.update(params, state, params)
   assert len(calls) == 1
+
+
+@pytest.mark.parametrize('kind', ['wrapper', 'link'])
+def test_small_params_of_one_shape_are_treated_as_if_alone(kind, monkeypatch):
+  """Stacked for speed: the same layers, in the same order."""
+  rng = np.random.default_rng(3)
+  shapes = {f'b{i}': (4, 6) for i in range(4)} | {'a': (6,), 'z': (6,)}
+  shapes |= {'masked': (4, 6), 'origin': (4, 6), 'narrow': (4, 6)}
+  params = {
+    n: jnp.asarray(rng.normal(size=s), jnp.bfloat16 if n == 'narrow' else None)
+    for n, s in shapes.items()
+  }
+  anchor = jax.tree.map(lambda p: p + 0.3, params) | {'origin': 'origin'}
+  options = {
+    'weight_decay': {n: 0.1 * (i + 1) for i, n in enumerate(shapes)},
+    'mask': {n: n != 'masked' for n in shapes},
+    # b1 holds four layers, the others one each.
+    'layer_axes': {n: int(n == 'b1') for n in shapes},
+  }
+
+  def trajectory():
+    if kind == 'wrapper':
+      tx = adam_spd(0.1, anchor, **options)
+    else:
+      link = spd(anchor, learning_rate=0.1, **options)
+      tx = optax.chain(optax.scale_by_adam(), link)
+    state, theta, seen = tx.init(params), params, []
+    for i in range(6):
+      noise = np.random.default_rng(i)
+      grads = jax.tree.map(
+        lambda p, noise=noise: jnp.asarray(noise.normal(size=p.shape), p.dtype),
+        params,
+      )
+      updates, state = tx.update(grads, state, theta)
+      theta = optax.apply_updates(theta, updates)
+      seen.append((updates, optax.tree.get(state, 'SPDState')))
+    return seen
+
+  stacked = trajectory()
+  monkeypatch.setattr(_layers, '_SMALL', 0)
+  alone = trajectory()
+  chex.assert_trees_all_close(stacked, alone, rtol=1e-5, atol=1e-7)
+  counts = alone[-1][1].decayed_count
+  assert len(counts) == len(layer_names(params, **_only(options)))
+  assert len(set(counts.tolist())) > 1  # a wrong order would show
+  assert counts.sum() > 5
+
+
+def _only(options):
+  return {key: options[key] for key in ('mask', 'layer_axes')}
+
+
+def test_what_is_stacked_and_what_is_not():
+  """In a ViT two parameters of three are small."""
+  params = {
+    'kernel': jnp.ones((256, 256)),
+    'bias1': jnp.ones(8),
+    'bias2': jnp.ones(8),
+    'narrow': jnp.ones(8, jnp.bfloat16),
+    'longer': jnp.ones(9),
+  }
+  layers = _layers.Layers.of('test', params)
+  names = [leaf.name[0] for leaf in layers.leaves]
+  groups = [[names[i] for i in group] for group in layers.groups()]
+  assert groups == [['bias1', 'bias2'], ['kernel'], ['longer'], ['narrow']]
+  kept = [optax.MaskedNode() if n == 'bias1' else 0.0 for n in names]
+  assert len(layers.groups(kept)) == 5

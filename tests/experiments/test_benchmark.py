@@ -1,0 +1,207 @@
+"""The instrument: its counts against programs that can be counted by hand."""
+
+import dataclasses
+import importlib.util
+import json
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import PartitionSpec as P
+
+from experiments import benchmark, parallel
+from experiments.models import vit
+
+PROGRAM = """
+HloModule jit_step
+
+%fused (p: f32[8,128]) -> f32[8,128] {
+  %p = f32[8,128]{1,0} parameter(0)
+  ROOT %q = f32[8,128]{1,0} add(%p, %p)
+}
+
+ENTRY %main (a: f32[8,128], b: f32[8,128]) -> (f32[8,128], bf16[8,128]) {
+  %a = f32[8,128]{1,0:T(8,128)} parameter(0)
+  %b = f32[8,128]{1,0:T(8,128)} parameter(1)
+  %start = (f32[8,128]{1,0:S(1)}, f32[8,128]{1,0}, u32[]) copy-start(%a)
+  %done = f32[8,128]{1,0:T(8,128)S(1)} copy-done(%start)
+  %cut = ((f32[8,128]), f32[2,128]{1,0:S(1)}, s32[]) slice-start(%b)
+  %cut.done = f32[2,128]{1,0:S(1)} slice-done(%cut)
+  %fusion = (f32[8,128]{1,0:S(1)}, bf16[8,128]) fusion(%done, %b), kind=kLoop
+  %sum = f32[8,128]{1,0:T(8,128)S(1)} get-tuple-element(%fusion), index=0
+  %half = bf16[8,128]{1,0} get-tuple-element(%fusion), index=1
+  %all = (f32[], f32[]) all-reduce-start(%x, %y), replica_groups={{0,1}}
+  %gather = f32[16,128]{1,0} all-gather(%half), dimensions={0}
+  ROOT %tuple = (f32[8,128], bf16[8,128]) tuple(%sum, %half)
+}
+"""
+
+
+def test_bytes_are_those_of_main_memory():
+  unit = 8 * 128 * 4
+  # copy-start reads a; slice-start reads two rows of b; the fusion reads b and
+  # writes half; the all-reduce writes two floats; the gather reads half and
+  # writes [16, 128].
+  expected = unit + unit // 4 + unit + unit // 2 + 8 + unit // 2 + 2 * unit
+  assert benchmark.hbm_bytes(PROGRAM) == expected
+
+
+def test_collectives_are_counted_once():
+  assert benchmark.collectives(PROGRAM) == {'all-reduce': 1, 'all-gather': 1}
+
+
+def test_hbm_is_the_compiler_s_count_where_all_memory_is_main():
+  """On CPU; small fusions of scalars aside, and what XLA counts twice."""
+  case = benchmark.growing_case(2**20, 4)
+  mesh = parallel.mesh_of(jax.devices()[:1])
+  rows = benchmark.bench(case, mesh)
+  for row in rows:
+    np.testing.assert_allclose(
+      row['hbm_bytes'], row['bytes_accessed'], rtol=0.01
+    )
+
+
+def test_rows_of_the_optimizer():
+  case = benchmark.growing_case(4 * 64 * 32, 4)
+  mesh = parallel.mesh_of(jax.devices()[:1])
+  rows = benchmark.bench(case, mesh, num_steps=3)
+  adamw, adam_spd, chain = rows
+  assert [row['method'] for row in rows] == list(benchmark.METHODS)
+  assert adamw['params'] == sum(x.size for x in case.params.values())
+  assert adamw['tensors'] == 4
+  assert adamw['ratio'] == 1
+  assert adamw['collectives'] == {}
+  # an anchor, six numbers a layer and a count
+  for row in (adam_spd, chain):
+    more = row['state_bytes'] - adamw['state_bytes']
+    assert more == 4 * row['params'] + 6 * 4 * 4 + 4
+    assert row['ms'] > 0
+    low, high = row['ratio_quartiles']
+    assert low <= row['ratio'] <= high
+  json.dumps(rows)
+  lines = benchmark.table(rows).splitlines()
+  assert len(lines) == 5
+  assert '1.00 (1.00 to 1.00)' in lines[2]
+
+
+@pytest.mark.parametrize('lora_rank', [0, 2])
+def test_a_train_step_runs_and_lora_has_no_anchor(lora_rank, monkeypatch):
+  sizes = {'width': 16, 'depth': 2, 'num_heads': 2, 'mlp_dim': 32, 'grid': 5}
+  tiny = dataclasses.replace(vit.CONFIGS['dinov2_s14'], **sizes)
+  monkeypatch.setitem(vit.CONFIGS, 'tiny', tiny)
+  model = benchmark.classifier('tiny', lora_rank)
+  case = benchmark.train_case(
+    'tiny',
+    model,
+    nnx.LoRAParam if lora_rank else nnx.Param,
+    batch_size=4,
+    image_size=2 * tiny.patch_size,
+    anchor='origin' if lora_rank else None,
+  )
+  tensors = len(jax.tree.leaves(case.params))
+  if lora_rank:
+    assert tensors == tiny.depth * 2 * 2
+  mesh = parallel.mesh_of(jax.devices()[:1])
+  adamw, adam_spd, _ = benchmark.bench(case, mesh, num_steps=1)
+  anchor = 0 if lora_rank else 4 * adam_spd['params']
+  more = adam_spd['state_bytes'] - adamw['state_bytes']
+  assert more == anchor + 6 * 4 * tensors + 4
+  assert adam_spd['flops'] > 0
+
+
+def test_layouts():
+  mesh = parallel.mesh_of(jax.devices()[:1])
+  tree = {
+    'w': jax.ShapeDtypeStruct((4, 8), jnp.float32),
+    'count': jax.ShapeDtypeStruct((), jnp.int32),
+  }
+  sharded = parallel.fsdp(tree, mesh)
+  assert sharded['w'].spec == P(None, 'data')
+  assert sharded['count'].spec == P()
+  assert parallel.replicated(tree, mesh)['w'].spec == P()
+  assert parallel.split_batch(tree, mesh)['w'].spec == P('data')
+
+
+def test_growth_is_drawn(tmp_path):
+  rows = [
+    {'axis': a, 'x': x, 'method': m, 'ms': x, 'compile_s': x}
+    for a in ('params', 'tensors', 'devices')
+    for x in (1, 10, 100)
+    for m in benchmark.METHODS
+  ]
+  benchmark.plot_growth(rows, tmp_path / 'growth.png')
+  assert (tmp_path / 'growth.png').stat().st_size > 10_000
+
+
+def test_growing_cases_have_the_size_they_are_drawn_at():
+  for sizes in benchmark.GROWTH.values():
+    for num_params, num_tensors in sizes:
+      case = benchmark.growing_case(num_params, num_tensors)
+      leaves = jax.tree.leaves(case.params)
+      assert len(leaves) == num_tensors
+      total = sum(leaf.size for leaf in leaves)
+      np.testing.assert_allclose(total, num_params, rtol=0.02)
+
+
+def test_a_topology_without_libtpu_says_what_to_install(monkeypatch):
+  monkeypatch.setattr(benchmark.importlib.util, 'find_spec', lambda name: None)
+  with pytest.raises(ModuleNotFoundError, match=r'\.\[tpu\]'):
+    benchmark.topology('v5e:2x2')
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'message'),
+  [
+    (['extra'], "'extra' is no flag"),
+    (['--model=vit_b99'], 'should be one of'),
+    (['--output_dir=/dev/null/x'], 'Not a directory'),
+  ],
+)
+def test_bad_flags_end_with_a_line(arguments, message):
+  done = subprocess.run(
+    [sys.executable, '-m', 'experiments.benchmark', *arguments],
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 1
+  assert message in done.stderr
+  assert 'Traceback' not in done.stderr
+
+
+@pytest.mark.tpu
+@pytest.mark.skipif(
+  importlib.util.find_spec('libtpu') is None,
+  reason='needs the TPU compiler: pip install .[tpu]',
+)
+class TestTPU:
+  """The TPU compiler's program, without a TPU."""
+
+  CASE = benchmark.growing_case(20 * 512 * 512, 20)
+
+  def test_replicated_moves_little_more_than_adamw(self):
+    mesh = benchmark.topology('v5e:2x2')
+    adamw, adam_spd, chain = benchmark.bench(self.CASE, mesh)
+    assert adamw['hbm_bytes'] < 1.01 * 7 * 4 * adamw['params']
+    assert adam_spd['hbm_bytes'] < 1.35 * adamw['hbm_bytes']
+    assert chain['hbm_bytes'] < 1.35 * adamw['hbm_bytes']
+    for row in (adamw, adam_spd, chain):
+      assert row['collectives'] == {}
+
+  def test_sharded_state_costs_one_all_reduce(self):
+    mesh = benchmark.topology('v5e:4x4')
+    adamw, adam_spd, chain = benchmark.bench(self.CASE, mesh, layout='fsdp')
+    assert adamw['collectives'] == {}
+    for row, sums in ((adam_spd, 4), (chain, 3)):
+      # of all layers' sums; the compiler joins up to 256
+      assert sums * 20 <= 256
+      assert row['collectives'] == {'all-reduce': 1}
+      assert row['hbm_bytes'] < 1.35 * adamw['hbm_bytes']
+
+  def test_an_unknown_topology_is_named(self):
+    with pytest.raises(ValueError, match='v9z:7x7'):
+      benchmark.topology('v9z:7x7')
