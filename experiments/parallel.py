@@ -1,6 +1,7 @@
 """How arrays lie on the devices."""
 
 import jax
+import optax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -40,6 +41,24 @@ def fsdp(tree, mesh):
 def split_batch(tree, mesh):
   """A `NamedSharding` for every leaf: along its first axis, the examples."""
   return jax.tree.map(lambda _: NamedSharding(mesh, P('data')), tree)
+
+
+def like_params(tx, opt_state, on_params, mesh):
+  """A `NamedSharding` for every leaf of an optimizer's state.
+
+  Args:
+    tx: the optimizer.
+    opt_state: its state, or the shapes of one.
+    on_params: the `NamedSharding`s of the params.
+    mesh: that holds whole what is not shaped like the params.
+  """
+  return optax.tree.map_params(
+    tx,
+    lambda _, sharding: sharding,
+    opt_state,
+    on_params,
+    transform_non_params=lambda _: NamedSharding(mesh, P()),
+  )
 
 
 LAYOUTS = {'replicated': replicated, 'fsdp': fsdp}

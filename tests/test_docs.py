@@ -9,7 +9,7 @@ import pytest
 from flax import linen
 from flax.training.train_state import TrainState
 
-from experiments import report
+from experiments import benchmark, report
 from experiments.configs import base, elpv
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -68,3 +68,8 @@ def test_tables_are_those_of_the_rows(name):
   assert any(
     report.table(rows, rows[0]['means']) in page.read_text() for page in pages
   )
+
+
+def test_the_table_of_costs_is_that_of_its_rows():
+  rows = report.read_jsonl(ROOT / 'experiments/results/benchmark.jsonl')
+  assert benchmark.table(rows) in (ROOT / 'README.md').read_text()

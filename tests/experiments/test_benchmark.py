@@ -113,6 +113,23 @@ def test_a_train_step_runs_and_lora_has_no_anchor(lora_rank, monkeypatch):
   assert adam_spd['flops'] > 0
 
 
+def test_sharded_over_eight_devices():
+  """Matrices and their moments in eighths; SPD's vectors whole."""
+  case = benchmark.growing_case(8 * 64 * 64, 8)
+  mesh = parallel.mesh_of(jax.devices())
+  assert mesh.size == 8
+  rows = benchmark.bench(case, mesh, layout='fsdp', num_steps=2)
+  adamw, adam_spd, _ = rows
+  assert adamw['collectives'] == {}
+  assert adam_spd['collectives']
+  assert adam_spd['ms'] > 0
+  assert '8 devices, fsdp' in benchmark.table(rows)
+  program = benchmark.compile_step(case, 'adam_spd', mesh, 'fsdp')
+  on_state = program.shardings[0]
+  assert on_state[1].anchor['w0'].spec == P('data')
+  assert on_state[1].alignment.spec == P()
+
+
 def test_layouts():
   mesh = parallel.mesh_of(jax.devices()[:1])
   tree = {
