@@ -158,7 +158,9 @@ def _copy(caller: str, leaf: _layers.Leaf, value: Any, dtype: Any) -> jax.Array:
     # for one device.
     value = value if isinstance(value, jax.Array) else np.asarray(value)
     layout = param.sharding if isinstance(param, jax.Array) else value.sharding
-    return jax.device_put(value.astype(dtype), layout, may_alias=False)
+    # may_alias=False would not do: of a layout over several devices, the one
+    # that has `value` goes on using it.
+    return jnp.copy(jax.device_put(value.astype(dtype), layout))
   return jnp.array(value, dtype, copy=True)
 
 

@@ -243,3 +243,39 @@ def test_a_state_of_a_jitted_init_can_be_donated(axis_type):
     state = jax.jit(tx.init)(params)
     step = jax.jit(tx.update, donate_argnums=(1, 2))
     step(place(gradients(1)[0], mesh, 'both'), state, params)
+
+
+@layouts
+@pytest.mark.parametrize('source', ['jax', 'numpy', 'params'])
+def test_the_anchor_shares_no_memory_with_donated_params(layout, source):
+  """Params and anchor laid out from one tree: device 0 would hold it once."""
+  mesh = jax.make_mesh((4, 2), ('data', 'model'), (AxisType.Auto,) * 2)
+  pretrained = make_params()
+  if source == 'jax':
+    pretrained = jax.tree.map(jnp.asarray, pretrained)
+  shardings = {n: NamedSharding(mesh, s) for n, s in SPECS[layout].items()}
+  params = jax.device_put(pretrained, shardings)
+  tx = adam_spd(1e-2, None if source == 'params' else pretrained)
+  state = tx.init(params)
+
+  def addresses(tree):
+    return {
+      shard.data.unsafe_buffer_pointer()
+      for leaf in jax.tree.leaves(tree)
+      for shard in leaf.addressable_shards
+    }
+
+  anchor = state[1].anchor
+  assert not addresses(anchor) & addresses(params)
+  if source == 'jax':
+    assert not addresses(anchor) & addresses(pretrained)
+  expected = make_params()
+
+  @functools.partial(jax.jit, donate_argnums=(0, 1))
+  def step(params, state, grads):
+    updates, state = tx.update(grads, state, params)
+    return optax.apply_updates(params, updates), state
+
+  for grads in gradients(3):
+    params, state = step(params, state, jax.device_put(grads, shardings))
+  chex.assert_trees_all_equal(jax.device_get(state[1].anchor), expected)
