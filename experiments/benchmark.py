@@ -482,12 +482,12 @@ def growing_case(num_params, num_tensors):
   return optimizer_case(f'{rows} x {columns}, {num_tensors} tensors', params)
 
 
-def growth(num_steps, topologies=()):
+def growth(num_steps, meshes):
   """Rows of ever larger models, and of ever more devices.
 
   Args:
     num_steps: to time, of each.
-    topologies: names, to count on beside the devices of this machine.
+    meshes: `{name: mesh}` of topologies, to count on beside the devices here.
 
   Yields:
     `(axis, x, rows)`: what grows, its size, and the rows of `bench`.
@@ -504,9 +504,9 @@ def growth(num_steps, topologies=()):
       mesh = parallel.mesh_of(jax.devices()[:n])
       rows = bench(case, mesh, layout='fsdp', num_steps=num_steps)
       yield 'devices', n, rows
-  for name in topologies:
-    mesh = topology(name)
-    yield f'devices, {name[:3]}', mesh.size, bench(case, mesh, layout='fsdp')
+  for name, mesh in meshes.items():
+    rows = bench(case, mesh, layout='fsdp')
+    yield 'topology', mesh.size, [{**row, 'topology': name} for row in rows]
 
 
 def plot_growth(rows, path):
@@ -561,6 +561,11 @@ flags.DEFINE_string('output_dir', 'runs/benchmark', 'For rows and tables.')
 def _main(argv):
   if argv[1:]:
     sys.exit(f'benchmark: {argv[1]!r} is no flag; see --help.')
+  # Before a backend starts.
+  if FLAGS.growth:
+    jax.config.update('jax_num_cpu_devices', 8)  # that share the cores
+  if FLAGS.topology:
+    jax.config.update('jax_platforms', 'cpu')  # not a TPU that is not there
   folder = pathlib.Path(FLAGS.output_dir)
   try:
     folder.mkdir(parents=True, exist_ok=True)
@@ -603,9 +608,4 @@ def _main(argv):
 
 
 if __name__ == '__main__':
-  # Before a backend starts: devices for --growth to share the cores among.
-  if any(argument.lstrip('-').startswith('growth') for argument in sys.argv):
-    jax.config.update('jax_num_cpu_devices', 8)
-  if any(argument.lstrip('-').startswith('topology') for argument in sys.argv):
-    jax.config.update('jax_platforms', 'cpu')
   app.run(_main)

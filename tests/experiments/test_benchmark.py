@@ -193,7 +193,10 @@ def test_bad_flags_end_with_a_line(arguments, message):
 @pytest.mark.tpu
 @pytest.mark.skipif(
   importlib.util.find_spec('libtpu') is None,
-  reason='needs the TPU compiler: pip install .[tpu]',
+  reason=(
+    'the TPU compiler, libtpu, is 700 MB that nothing else needs; to run it: '
+    "pip install '.[test,tpu]', pytest -m tpu, as .ci/run does"
+  ),
 )
 class TestTPU:
   """The TPU compiler's program, without a TPU."""

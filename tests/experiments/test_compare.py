@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from experiments import compare, study
@@ -166,3 +167,18 @@ def test_help_shows_the_defaults():
   assert '--seeds' in done.stdout
   for line in str(elpv.get_config()).splitlines():
     assert line in done.stdout
+
+
+def test_programs_are_kept_for_the_next_run(tmp_path, monkeypatch):
+  known = jax.config.jax_compilation_cache_dir
+  assert known  # the tests' own goes before a config's
+  compare.keep_programs(tmp_path)
+  assert jax.config.jax_compilation_cache_dir == known
+  monkeypatch.setenv('HOME', str(tmp_path))
+  try:
+    jax.config.update('jax_compilation_cache_dir', None)
+    compare.keep_programs(elpv.get_config().cache_dir)
+    found = jax.config.jax_compilation_cache_dir
+  finally:
+    jax.config.update('jax_compilation_cache_dir', known)
+  assert found == str(tmp_path / '.cache/optax_spd')
