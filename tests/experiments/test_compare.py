@@ -7,7 +7,7 @@ import sys
 import jax
 import pytest
 
-from experiments import compare, study
+from experiments import cli, compare, study
 from experiments.configs import elpv
 
 FILES = {'table.md', 'rows.jsonl', 'results.json', 'plane.png', 'steps.png'}
@@ -172,12 +172,12 @@ def test_help_shows_the_defaults():
 def test_programs_are_kept_for_the_next_run(tmp_path, monkeypatch):
   known = jax.config.jax_compilation_cache_dir
   assert known  # the tests' own goes before a config's
-  compare.keep_programs(tmp_path)
+  cli.keep_programs(tmp_path)
   assert jax.config.jax_compilation_cache_dir == known
   monkeypatch.setenv('HOME', str(tmp_path))
   try:
     jax.config.update('jax_compilation_cache_dir', None)
-    compare.keep_programs(elpv.get_config().cache_dir)
+    cli.keep_programs(elpv.get_config().cache_dir)
     found = jax.config.jax_compilation_cache_dir
   finally:
     jax.config.update('jax_compilation_cache_dir', known)
