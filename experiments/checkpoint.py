@@ -175,6 +175,8 @@ class Checkpoints:
   def _write(self, action):
     try:
       action()
+    except jax.errors.JaxRuntimeError:  # of a process that is gone
+      raise
     except Exception as error:  # of tensorstore's, Orbax's and Python's types
       kept = ', '.join(map(str, self._manager.all_steps())) or 'none'
       raise OSError(

@@ -10,6 +10,7 @@ to config.output_dir/METHOD_SEED; `python -m experiments.report` prints the
 table of the rows of several runs.
 """
 
+import os
 import pathlib
 import sys
 
@@ -154,13 +155,31 @@ def main(argv):
     print(f'main: {stopped}; the same command goes on.')
     return
   except FloatingPointError as error:
-    sys.exit(f'\nmain: {error} The checkpoints before it are kept.')
+    _fail(f'{error} The checkpoints before it are kept.')
   except (ValueError, OSError, ModuleNotFoundError) as error:
-    sys.exit(f'main: {error}')
+    _fail(error)
+  except jax.errors.JaxRuntimeError as error:
+    if jax.process_count() == 1:
+      raise
+    line = ' '.join(str(error).split())[:200]
+    _fail(
+      f'process {jax.process_index()} lost touch with another one, which has '
+      f'probably ended; its own message says why. Start all of them again with '
+      f'the same commands: they go on from the last checkpoint. ({line})'
+    )
   if jax.process_index() == 0:
     print(f'\n{report.table(rows, rows[0]["means"])}\n')
     folder = run_folder(values.config, values.method, values.seed)
     print(f'{folder}/: {", ".join(sorted(p.name for p in folder.iterdir()))}')
+
+
+def _fail(message):
+  """Ends with a line. With other processes at once, so that they notice."""
+  print(f'\nmain: {message}', file=sys.stderr, flush=True)
+  if flags.FLAGS.distributed:
+    sys.stdout.flush()
+    os._exit(1)
+  sys.exit(1)
 
 
 if __name__ == '__main__':

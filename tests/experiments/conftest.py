@@ -1,11 +1,9 @@
-import dataclasses
-import pathlib
-
 import jax
 import pytest
 
 from experiments import parallel
 from experiments.models import clip, vit
+from tests.experiments import tiny_study
 
 
 @pytest.fixture(autouse=True)
@@ -18,13 +16,14 @@ def one_device(monkeypatch):
 @pytest.fixture
 def tiny_clip(monkeypatch):
   """The checkpoint of `make_reference`, in the place of CLIP ViT-B/16."""
-  sizes = {'depth': 2, 'num_heads': 2, 'mlp_dim': 24, 'projection': 8}
-  config = dataclasses.replace(
-    vit.CONFIGS['clip_b16'], patch_size=4, width=16, grid=5, **sizes
-  )
-  text = dataclasses.replace(
-    clip.CONFIGS['clip_b16'], width=8, vocab_size=518, **sizes
-  )
-  monkeypatch.setitem(vit.CONFIGS, 'clip_b16', config)
-  monkeypatch.setitem(clip.CONFIGS, 'clip_b16', text)
-  return pathlib.Path(__file__).parent / 'pretrained/reference/clip'
+  monkeypatch.setitem(vit.CONFIGS, 'clip_b16', tiny_study.CLIP)
+  monkeypatch.setitem(clip.CONFIGS, 'clip_b16', tiny_study.TEXT)
+  return tiny_study.CHECKPOINT
+
+
+@pytest.fixture(scope='session')
+def noise(tmp_path_factory):
+  """The images of `tiny_study`."""
+  folder = tmp_path_factory.mktemp('noise')
+  tiny_study.write_images(folder)
+  return folder

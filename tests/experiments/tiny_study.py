@@ -2,11 +2,13 @@
 
 import dataclasses
 import pathlib
+import time
 
 import numpy as np
 from PIL import Image
 
 from experiments.configs import base
+from experiments.data import pipeline
 from experiments.models import clip, vit
 
 _SIZES = {'depth': 2, 'num_heads': 2, 'mlp_dim': 24, 'projection': 8}
@@ -72,3 +74,15 @@ def get_config(arg=''):
     }
   )
   return config
+
+
+def slow_down(seconds):
+  """Makes every batch of training take so long, so that a run can be hit."""
+  make = pipeline.train_batches
+
+  def slow(*args, **kwargs):
+    for batch in make(*args, **kwargs):
+      time.sleep(seconds)
+      yield batch
+
+  pipeline.train_batches = slow

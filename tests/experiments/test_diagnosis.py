@@ -1,0 +1,64 @@
+"""A loss that is not finite is traced to its layer."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import pytest
+
+from experiments import diagnosis
+from tests.experiments import test_train
+
+
+def sentence(config=test_train.TINY, change=None, **task):
+  """What a run says whose pretrained params were changed."""
+  task = dataclasses.replace(test_train.TASK, **task)
+  tuning = test_train.fine_tuning(task, config, num_steps=3)
+  if change:
+    blocks = tuning.pretrained['backbone']['blocks']
+    kernel = (blocks if config.scan else blocks[1])['mlp']['fc1']['kernel']
+    kernel[...] = change(kernel[...])
+  with pytest.raises(FloatingPointError) as caught:
+    tuning.run(test_train.METHOD, test_train.strength(), 0)
+  return str(caught.value)
+
+
+def overflow(kernel):
+  return jnp.full_like(kernel, 3e38)
+
+
+@pytest.mark.parametrize(
+  ('changes', 'layer'),
+  [
+    ({}, r'blocks.1/mlp, in dot_general.'),
+    ({'remat': True, 'drop_path': 0.1}, r'blocks.1/mlp, in dot_general.'),
+    ({'scan': True}, 'blocks, in scan.'),
+  ],
+)
+def test_the_first_operation_in_the_order_of_the_forward_pass(changes, layer):
+  config = dataclasses.replace(test_train.TINY, **changes)
+  said = sentence(config, overflow, first_block=0)
+  assert f'the first layer to go wrong is {layer}' in said
+  assert 'at step 1, where the learning rate is 0;' in said
+
+
+def test_a_parameter_that_is_not_finite():
+  said = sentence(change=lambda kernel: kernel.at[0, 0].set(jnp.nan))
+  assert '1 of 40 layers are not finite before it, the first' in said
+  assert 'backbone/blocks/1/mlp/fc1/kernel' in said
+
+
+def test_what_is_minus_infinity_on_purpose_is_no_fault():
+  def masked(params, x):
+    logits = jnp.where(x > 0, x * params['w'], -jnp.inf)
+    with diagnosis.jax.named_scope('bad'):
+      return jnp.log(jnp.exp(logits).sum() - 1e9)
+
+  said = diagnosis.first_not_finite(
+    masked, {'w': jnp.ones(2)}, jnp.array([1.0, -1.0])
+  )
+  assert said == 'the first layer to go wrong is bad, in log.'
+
+
+def test_what_is_finite():
+  said = diagnosis.first_not_finite(lambda p: p['w'].sum(), {'w': jnp.ones(2)})
+  assert 'is finite when it is run again' in said

@@ -1,0 +1,109 @@
+"""The same run, however it lies on the devices."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from experiments import parallel
+from tests.experiments import test_train
+
+# Wide enough for `fsdp` to split its kernels.
+_WIDE = dataclasses.replace(test_train.TINY, depth=2, width=128, mlp_dim=256)
+_TASK = dataclasses.replace(test_train.TASK, first_block=0)
+_METHOD = dataclasses.replace(test_train.SPD, num_steps=12, clip_norm=1.0)
+
+
+def run(layout, **changes):
+  tuning = test_train.fine_tuning(
+    _TASK, _WIDE, layout, num_steps=12, eval_every=6, **changes
+  )
+  strength = test_train.strength(spd=1.0, learning_rate=1e-3)
+  return tuning.run(_METHOD, strength, 0)
+
+
+@pytest.fixture(scope='module')
+def alone():
+  """The run on one device."""
+  return run(parallel.layout(devices=jax.devices()[:1]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ('name', 'accumulate', 'split'),
+  [
+    ('replicated', 1, False),
+    ('fsdp', 2, True),
+    ('fsdp:4', 1, True),
+    ('pmap', 1, False),
+    ('pmap', 2, False),
+  ],
+)
+def test_every_layout_takes_the_same_steps(alone, name, accumulate, split):
+  layout = parallel.layout(name, jax.devices())
+  found = run(layout, accumulate=accumulate)
+  # Sums in another order.
+  np.testing.assert_allclose(
+    found.history['loss'], alone.history['loss'], rtol=0, atol=1e-5
+  )
+  np.testing.assert_allclose(
+    found.history['deviation'], alone.history['deviation'], rtol=1e-3
+  )
+  assert found.history['decayed'].mean() > 0.1
+  assert abs(found.history['decayed'] - alone.history['decayed']).max() < 0.1
+  assert found.step == alone.step
+  kernel = found.params['backbone']['blocks'][0]['mlp']['fc1']['kernel'][...]
+  assert len(kernel.sharding.device_set) == 8
+  assert kernel.sharding.is_fully_replicated == (not split)
+
+
+@pytest.mark.slow
+def test_accumulation_and_rematerialisation_change_nothing(alone):
+  layout = parallel.layout(devices=jax.devices()[:1])
+  found = run(layout, accumulate=4)
+  np.testing.assert_allclose(
+    found.history['loss'], alone.history['loss'], rtol=0, atol=1e-5
+  )
+
+
+def test_where_arrays_lie():
+  devices = jax.devices()
+  layout = parallel.layout('fsdp:4', devices)
+  assert dict(layout.mesh.shape) == {'data': 2, 'fsdp': 4}
+  assert layout.sharding((768, 3072)).spec == P(None, 'fsdp')
+  assert layout.sharding((3072, 768)).spec == P('fsdp')
+  assert layout.sharding((770, 3074)).spec == P()  # not by four
+  assert layout.sharding((3072,)).spec == P()  # small
+  assert parallel.layout('fsdp', devices).sharding((8, 4096)).spec == P(
+    None, 'fsdp'
+  )
+  whole = parallel.layout('replicated', devices)
+  assert whole.sharding((768, 3072)).spec == P()
+  assert parallel.layout('fsdp:1', devices) == whole
+  batch = layout.put_batch({'x': np.arange(16)})['x']
+  assert {shard.data.shape for shard in batch.addressable_shards} == {(2,)}
+  np.testing.assert_array_equal(layout.gather(batch), np.arange(16))
+
+
+def test_put_copies():
+  layout = parallel.layout('replicated', jax.devices()[:1])
+  x = layout.put(np.ones(3))
+  y = layout.put(x)
+  jax.jit(lambda x: x + 1, donate_argnums=0)(y).block_until_ready()
+  np.testing.assert_array_equal(x, np.ones(3))
+
+
+@pytest.mark.parametrize(
+  'name', ['fsdp:3', 'fsdp:0', 'fsdp:', 'pmap:2', 'x', '', 'fsdp:16']
+)
+def test_layouts_that_there_are_not(name):
+  with pytest.raises(ValueError, match=r'divides the 8 devices'):
+    parallel.layout(name, jax.devices())
+
+
+@pytest.mark.parametrize('processes', ['host', 'host:1,2', 'host:1,2,x'])
+def test_processes_that_there_are_not(processes):
+  with pytest.raises(ValueError, match=r"it is 'auto' or HOST:PORT,PROC"):
+    parallel.start(processes)
