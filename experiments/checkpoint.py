@@ -56,8 +56,8 @@ class About:
 class Checkpoints:
   """Of one run: the last few, and the best on validation.
 
-  From now on SIGTERM, and in a run of several processes any notice that JAX's
-  preemption service passes on, asks the run to stop; see `stop_wanted`.
+  Until it is closed SIGTERM, and in a run of several processes any notice that
+  JAX's preemption service passes on, asks the run to stop; see `stop_wanted`.
   """
 
   def __init__(self, folder, run, keep=2):
@@ -99,8 +99,11 @@ class Checkpoints:
     )
     if (latest := self._manager.latest_step()) is not None:
       self._check_same(latest)
+    self._handler = None
     if jax.process_count() == 1:
-      signal.signal(signal.SIGTERM, lambda *_: self._terminated.set())
+      self._handler = signal.signal(
+        signal.SIGTERM, lambda *_: self._terminated.set()
+      )
 
   def stop_wanted(self, step):
     """Whether the run is asked to stop; the same in every process."""
@@ -164,13 +167,15 @@ class Checkpoints:
     self._write(lambda: self._manager.save(about.step, args=args, force=True))
 
   def close(self):
-    """Waits until all is written.
+    """Waits until all is written; SIGTERM ends the process again.
 
     Raises:
       OSError: as `save`.
     """
     self._write(self._manager.wait_until_finished)
     self._manager.close()
+    if self._handler is not None:
+      signal.signal(signal.SIGTERM, self._handler)
 
   def _write(self, action):
     try:

@@ -223,6 +223,8 @@ class FineTuning:
           seed,
           step,
         )
+        if checkpoints:
+          checkpoints.close()
         raise FloatingPointError(
           f'{method.optimizer}: the loss is {loss} at step {step}, where the '
           f'learning rate is {method.rate(step, strength):.3g}; {found} '

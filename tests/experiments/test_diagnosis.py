@@ -8,14 +8,16 @@ import pytest
 from experiments import diagnosis
 from tests.experiments import test_train
 
+_TINY = dataclasses.replace(test_train.TINY, depth=1)
 
-def sentence(config=test_train.TINY, change=None, **task):
+
+def sentence(config=_TINY, change=None):
   """What a run says whose pretrained params were changed."""
-  task = dataclasses.replace(test_train.TASK, **task)
+  task = dataclasses.replace(test_train.TASK, first_block=0)
   tuning = test_train.fine_tuning(task, config, num_steps=3)
   if change:
     blocks = tuning.pretrained['backbone']['blocks']
-    kernel = (blocks if config.scan else blocks[1])['mlp']['fc1']['kernel']
+    kernel = (blocks if config.scan else blocks[0])['mlp']['fc1']['kernel']
     kernel[...] = change(kernel[...])
   with pytest.raises(FloatingPointError) as caught:
     tuning.run(test_train.METHOD, test_train.strength(), 0)
@@ -29,22 +31,21 @@ def overflow(kernel):
 @pytest.mark.parametrize(
   ('changes', 'layer'),
   [
-    ({}, r'blocks.1/mlp, in dot_general.'),
-    ({'remat': True, 'drop_path': 0.1}, r'blocks.1/mlp, in dot_general.'),
-    ({'scan': True}, 'blocks, in scan.'),
+    ({'remat': True, 'drop_path': 0.1}, r'blocks.0/mlp, in dot_general.'),
+    ({'scan': True, 'depth': 2}, 'blocks, in scan.'),
   ],
 )
 def test_the_first_operation_in_the_order_of_the_forward_pass(changes, layer):
-  config = dataclasses.replace(test_train.TINY, **changes)
-  said = sentence(config, overflow, first_block=0)
+  config = dataclasses.replace(_TINY, **changes)
+  said = sentence(config, overflow)
   assert f'the first layer to go wrong is {layer}' in said
   assert 'at step 1, where the learning rate is 0;' in said
 
 
 def test_a_parameter_that_is_not_finite():
   said = sentence(change=lambda kernel: kernel.at[0, 0].set(jnp.nan))
-  assert '1 of 40 layers are not finite before it, the first' in said
-  assert 'backbone/blocks/1/mlp/fc1/kernel' in said
+  assert '1 of 26 layers are not finite before it, the first' in said
+  assert 'backbone/blocks/0/mlp/fc1/kernel' in said
 
 
 def test_what_is_minus_infinity_on_purpose_is_no_fault():

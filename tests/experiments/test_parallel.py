@@ -11,7 +11,7 @@ from experiments import parallel
 from tests.experiments import test_train
 
 # Wide enough for `fsdp` to split its kernels.
-_WIDE = dataclasses.replace(test_train.TINY, depth=2, width=128, mlp_dim=256)
+_WIDE = dataclasses.replace(test_train.TINY, depth=1, width=128, mlp_dim=256)
 _TASK = dataclasses.replace(test_train.TASK, first_block=0)
 _METHOD = dataclasses.replace(test_train.SPD, num_steps=12, clip_norm=1.0)
 

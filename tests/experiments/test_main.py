@@ -1,0 +1,248 @@
+"""A run in processes of its own: stopped, killed, on several machines."""
+
+import json
+import os
+import pathlib
+import random
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+_STUDY = pathlib.Path(__file__).parent / 'tiny_study.py'
+_TIMES = ('images_per_second', 'seconds_left', 'peak_bytes')
+_OF_ROWS = ('seconds', 'waiting', 'command')
+
+
+class Runs:
+  """Starts `tiny_main` on the images of `tiny_study`, and reads its files."""
+
+  def __init__(self, noise, folder, **config):
+    self.folder = folder / 'spd_1_0'
+    self._command = [
+      sys.executable,
+      '-m',
+      'tests.experiments.tiny_main',
+      f'--config={_STUDY}:{noise}',
+      '--method=spd_1',
+      f'--config.output_dir={folder}',
+      *[f'--config.{key}={value}' for key, value in config.items()],
+    ]
+
+  def start(self, *flags, delay=0.0, devices=1):
+    return subprocess.Popen(
+      [*self._command, *flags],
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+      text=True,
+      env={
+        **os.environ,
+        'TINY_DELAY': str(delay),
+        'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
+        'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+        'JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES': 'none',
+      },
+    )
+
+  def run(self, *flags, **options):
+    process = self.start(*flags, **options)
+    printed, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, printed
+    return printed
+
+  def lines(self, name='metrics.jsonl'):
+    path = self.folder / name
+    text = path.read_text() if path.exists() else ''
+    return [
+      json.loads(line)
+      for line in text.splitlines(keepends=True)
+      if line.endswith('\n')
+    ]
+
+  def step(self):
+    """The last one that is written down."""
+    return max((line.get('step', 0) for line in self.lines()), default=0)
+
+  def wait_for_step(self, step, process):
+    while self.step() < step and process.poll() is None:
+      time.sleep(0.01)
+
+  def result(self):
+    """All that a run leaves behind, but for what time it took."""
+    steps = self.folder / 'checkpoints'
+    last = max(int(path.name) for path in steps.iterdir())
+    with ocp.CheckpointManager(
+      steps,
+      item_handlers={
+        'state': ocp.StandardCheckpointHandler(),
+        'history': ocp.StandardCheckpointHandler(),
+        'run': ocp.JsonCheckpointHandler(),
+      },
+    ) as manager:
+      found = manager.restore(last)
+    about = dict(found['run']['about'])
+    del about['seconds'], about['waited']
+    return {
+      'kept': sorted(path.name for path in steps.iterdir()),
+      'state': found['state'],
+      'history': found['history'],
+      'about': about,
+      'metrics': [_without(line, _TIMES) for line in self.lines()],
+      'layers': self.lines('layers.jsonl'),
+      'rows': [_without(row, _OF_ROWS) for row in self.lines('rows.jsonl')],
+    }
+
+
+def _without(line, keys):
+  return {key: value for key, value in line.items() if key not in keys}
+
+
+def assert_same(result, wanted):
+  """Bit by bit."""
+  arrays = ('state', 'history')
+  for name in arrays:
+    flat, flat_wanted = (
+      ocp.tree.to_flat_dict(one[name], keep_empty_nodes=False)
+      for one in (result, wanted)
+    )
+    assert flat.keys() == flat_wanted.keys()
+    for key, value in flat.items():
+      np.testing.assert_array_equal(value, flat_wanted[key], str(key))
+  for name in wanted.keys() - set(arrays):
+    assert result[name] == wanted[name], name
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_it_ends_bit_equal(noise, tmp_path):
+  config = {'num_steps': 110, 'save_every': 3, 'log_every': 1}
+  whole = Runs(noise, tmp_path / 'whole', **config)
+  printed = whole.run()
+  assert 'Adam-SPD 1' in printed
+  assert np.mean([line['decayed'] for line in whole.lines()]) > 0.05
+
+  killed = Runs(noise, tmp_path / 'killed', **config)
+  rng = random.Random(0)
+  in_a_save = {3, 7, 11, 15, 19}
+  for life in range(20):
+    process = killed.start(delay=0.02)
+    killed.wait_for_step(killed.step() + rng.randint(0, 3), process)
+    if life in in_a_save:
+      steps = killed.folder / 'checkpoints'
+      while not list(steps.glob('*.orbax-checkpoint-tmp*')):
+        assert process.poll() is None
+        time.sleep(0.001)
+    else:
+      time.sleep(rng.uniform(0, 0.3))
+    assert process.poll() is None, process.communicate()
+    process.kill()
+    process.communicate()
+  assert 0 < killed.step() < 110
+  killed.run()
+  assert_same(killed.result(), whole.result())
+  # Of a run that has ended: the same rows, and no step.
+  before = killed.lines()
+  killed.run()
+  assert killed.lines() == before
+  assert_same(killed.result(), whole.result())
+
+
+@pytest.mark.slow
+def test_sigterm_saves_and_the_same_command_goes_on(noise, tmp_path):
+  whole, stopped = (Runs(noise, tmp_path / name) for name in ('a', 'b'))
+  whole.run()
+  process = stopped.start(delay=0.1)
+  stopped.wait_for_step(4, process)
+  process.send_signal(signal.SIGTERM)
+  printed, _ = process.communicate(timeout=60)
+  assert process.returncode == 0, printed
+  step = int(printed.split('stopped after step ')[1].split()[0])
+  assert 4 <= step < 24
+  assert (stopped.folder / f'checkpoints/{step}').is_dir()
+  stopped.run()
+  # Beside the last two and the best the first has the step of the signal.
+  result, wanted = stopped.result(), whole.result()
+  del result['kept'], wanted['kept']
+  assert_same(result, wanted)
+
+
+@pytest.mark.slow
+def test_two_processes(noise, tmp_path):
+  whole, shared = (Runs(noise, tmp_path / name) for name in ('a', 'b'))
+  whole.run()
+
+  def start():
+    with socket.socket() as free:
+      free.bind(('localhost', 0))
+      port = free.getsockname()[1]
+    return [
+      shared.start(
+        f'--distributed=localhost:{port},2,{i}', delay=0.1, devices=4
+      )
+      for i in range(2)
+    ]
+
+  # A notice to one of them stops both.
+  first, second = start()
+  shared.wait_for_step(4, first)
+  second.send_signal(signal.SIGTERM)
+  for process in (first, second):
+    printed, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, printed
+    assert 'the same command goes on' in printed
+  # One that dies does not leave the other one waiting.
+  first, second = start()
+  shared.wait_for_step(shared.step() + 2, first)
+  second.kill()
+  since = time.monotonic()
+  printed, _ = first.communicate(timeout=120)
+  assert time.monotonic() - since < 60
+  assert first.returncode != 0
+  assert 'Start all of them again' in printed
+  second.communicate()
+  first, second = start()
+  for process in (first, second):
+    printed, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, printed
+  for mine, alone in zip(shared.lines(), whole.lines(), strict=True):
+    assert mine['step'] == alone['step']
+    # Sums in another order.
+    assert mine['loss'] == pytest.approx(alone['loss'], abs=1e-5)
+    assert mine['decayed'] == pytest.approx(alone['decayed'], abs=0.05)
+  (row,), (alone,) = shared.lines('rows.jsonl'), whole.lines('rows.jsonl')
+  assert row['metrics'] == alone['metrics']
+  assert row['step'] == alone['step']
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+  not hasattr(resource, 'prlimit'),
+  reason='another process can be kept from writing on Linux only',
+)
+def test_a_checkpoint_that_cannot_be_written(noise, tmp_path):
+  runs = Runs(noise, tmp_path)
+  process = runs.start(delay=0.2)
+  runs.wait_for_step(6, process)
+  # As a full disk: no file grows beyond what the log takes.
+  resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (20_000, 20_000))
+  printed, _ = process.communicate(timeout=60)
+  assert process.returncode == 1
+  assert 'A checkpoint cannot be written' in printed
+  assert 'Traceback' not in printed
+  assert runs.step() < 24
+  # What was there before it goes on.
+  runs.run()
+  assert runs.step() == 24
+
+
+def test_a_mistake_is_a_line(noise, tmp_path):
+  process = Runs(noise, tmp_path).start('--config.batch_size=1000')
+  printed, _ = process.communicate(timeout=60)
+  assert process.returncode == 1
+  assert 'main: config.batch_size is 1000' in printed
+  assert 'Traceback' not in printed
