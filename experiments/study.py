@@ -414,7 +414,7 @@ def load(config, opened, model, progress):
   if config.first_block:
     sets = _run_lower_blocks(config, layout, model, sets, progress)
   labels = opened['train'].labels if config.balanced_loss else None
-  task = _task(config, len(opened['train'].class_names), labels)
+  task = make_task(config, len(opened['train'].class_names), labels)
   if config.head == 'linear_probe':
     _fit_head(config, layout, task, model, sets, progress)
   graphdef, params, frozen = nnx.split(
@@ -461,7 +461,7 @@ def _classes(config, name):
   return folders.class_mask(file) if file else None
 
 
-def _task(config, num_classes, labels):
+def make_task(config, num_classes, labels=None):
   weights = np.ones(num_classes)
   if labels is not None:
     weights = classification.balanced_weights(labels, num_classes)

@@ -194,7 +194,7 @@ class FineTuning:
 
     fixed = self.frozen, self.pretrained
     enter = leave = lambda tree: tree
-    step_fn = _jit_step
+    step_fn = jit_step
     if layout.pmap:
       step_fn, enter, leave = _pmap_step, layout.stack, layout.unstack
     state, fixed = enter(state), enter(fixed)
@@ -396,7 +396,7 @@ def _step(
   return layout.constrain(state), layout.constrain_whole(metrics)
 
 
-_jit_step = jax.jit(_step, static_argnums=(0, 1, 2, 3, 4), donate_argnums=7)
+jit_step = jax.jit(_step, static_argnums=(0, 1, 2, 3, 4), donate_argnums=7)
 
 
 @functools.partial(

@@ -122,36 +122,62 @@ def test_repeats_have_other_orders_in_other_epochs(source):
 @pytest.mark.parametrize(
   'num_workers', [0, pytest.param(2, marks=pytest.mark.slow)]
 )
-def test_state_is_restored_and_processes_make_the_same(source, num_workers):
-  def start():
-    return pipeline.train_batches(
-      source,
-      augment.training(16, **RECIPE),
-      batch_size=8,
-      seed=0,
-      num_workers=num_workers,
-      repeats=2,
-    )
-
+def test_a_later_start_and_processes_make_the_same(source, num_workers):
   wanted = take(8, source, repeats=2)
-  batches = start()
-  assert_equal([next(batches) for _ in range(3)], wanted[:3])
-  state = batches.get_state()
-  batches.close()
-  batches = start()
-  batches.set_state(state)
-  assert_equal([next(batches) for _ in range(5)], wanted[3:])
-  batches.close()
+  options = {'repeats': 2, 'num_workers': num_workers}
+  assert_equal(take(5, source, start=3, **options), wanted[3:])
+  assert_equal(take(3, source, **options), wanted[:3])
+
+
+def test_what_is_before_the_start_is_not_read(source):
+  class Counted:
+    read = 0
+
+    def __len__(self):
+      return len(source)
+
+    def __getitem__(self, index):
+      Counted.read += 1
+      return source[index]
+
+  take(1, Counted(), start=10_000, augmented=False)
+  assert Counted.read < 100  # a few batches ahead
+
+
+@pytest.mark.parametrize('count', [2, 4])
+def test_the_parts_of_all_processes_make_up_the_batches(source, count):
+  wanted = take(3, source, repeats=2)
+  parts = [take(3, source, repeats=2, shard=(i, count)) for i in range(count)]
+  for key in ('image', 'label'):
+    for whole, *rows in zip(wanted, *parts, strict=True):
+      assert all(len(own[key]) == 8 // count for own in rows)
+      np.testing.assert_array_equal(
+        np.concatenate([own[key] for own in rows]), whole[key]
+      )
+
+
+def test_evaluation_in_parts(source):
+  transforms = augment.evaluation(16)
+  parts = [
+    list(pipeline.eval_batches(source, transforms, batch_size=8, shard=(i, 2)))
+    for i in range(2)
+  ]
+  labels = [
+    np.concatenate([mine['label'], other['label']])
+    for mine, other in zip(*parts, strict=True)
+  ]
+  np.testing.assert_array_equal(np.concatenate(labels)[:_N], range(_N))
 
 
 def test_evaluation_reads_all_of_it_in_order(source):
   batches = list(
     pipeline.eval_batches(source, augment.evaluation(16), batch_size=8)
   )
-  assert [len(batch['label']) for batch in batches] == [8, 8, 7]
-  np.testing.assert_array_equal(stack(batches, 'label'), range(_N))
+  assert [len(batch['label']) for batch in batches] == [8, 8, 8]
+  filled_up = [*range(_N), _N - 1]
+  np.testing.assert_array_equal(stack(batches, 'label'), filled_up)
   transform = augment.CentreCrop(16, 1.0)
-  wanted = [transform.map(source[i])['image'] for i in range(_N)]
+  wanted = [transform.map(source[i])['image'] for i in filled_up]
   np.testing.assert_array_equal(stack(batches, 'image'), wanted)
 
 
@@ -165,7 +191,7 @@ def test_arrays_in_memory_without_transforms():
 
   batches = list(pipeline.eval_batches(Arrays(), (), batch_size=3))
   assert batches[0]['image'].dtype == np.float16
-  np.testing.assert_array_equal(stack(batches, 'label'), range(5))
+  np.testing.assert_array_equal(stack(batches, 'label'), [*range(5), 4])
 
 
 @pytest.mark.parametrize('num_workers', [0, 1])
@@ -218,5 +244,5 @@ def test_processes_in_a_script(source, call, tmp_path):
     text=True,
     timeout=120,
   )
-  assert done.stdout == f'{list(range(_N))}\n', done.stderr
+  assert done.stdout == f'{[*range(_N), _N - 1]}\n', done.stderr
   assert done.returncode == 0

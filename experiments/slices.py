@@ -1,0 +1,169 @@
+"""Does a study's train step fit a slice of TPUs? By the compiler, without one.
+
+`experiments.benchmark --config=STUDY --topology=...` prints its table. The step
+is `train`'s own, of the study's model, recipe and methods; weights and images
+are shapes only.
+"""
+
+import re
+import time
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from experiments import optimizers, parallel, report, study, train
+from experiments.models import heads, vit
+
+# Bytes of main memory a chip has (cloud.google.com/tpu/docs).
+HBM = {'v4': 32e9, 'v5e': 16e9, 'v5p': 95e9, 'v6e': 32e9}
+
+# What is tried until the step fits: (rematerialisation, parts of the batch).
+_WAYS = [(False, 1), (True, 1), (True, 2), (True, 4), (True, 8), (True, 16)]
+
+
+def lower(config, name, layout, num_classes):
+  """Lowers a method's train step, for the devices of a layout.
+
+  Args:
+    config: a study that trains all blocks; `num_steps` is set.
+    name: key of `config.methods`.
+    layout: a `parallel.Layout`.
+    num_classes: of the head.
+
+  Returns:
+    As `jax.jit(...).lower` does.
+  """
+
+  def make():
+    backbone = vit.ViT(study.model_config(config), rngs=nnx.Rngs(0))
+    return heads.Classifier(
+      backbone, num_classes, unit_features=config.head == 'zero_shot'
+    )
+
+  graphdef, params, frozen = nnx.split(
+    nnx.eval_shape(make), train.trainable_from(config.first_block), ...
+  )
+  method, strength = optimizers.from_config(config, config.methods[name])
+  opt_state = jax.eval_shape(
+    lambda params: method.make(**strength).init(params), params
+  )
+  average = params if config.ema else None
+  finite = jax.ShapeDtypeStruct((), bool)
+  state = train.State(params, opt_state, average, finite)
+  pixels = (config.batch_size, config.image_size, config.image_size, 3)
+  batch = {
+    'image': jax.ShapeDtypeStruct(pixels, jnp.uint8),
+    'label': jax.ShapeDtypeStruct(pixels[:1], jnp.int32),
+  }
+
+  def place(tree):
+    return jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(
+        x.shape, x.dtype, sharding=layout.sharding(x.shape)
+      ),
+      tree,
+    )
+
+  batch = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout.split),
+    batch,
+  )
+  return train.jit_step.lower(
+    graphdef,
+    study.make_task(config, num_classes),
+    method,
+    (config.ema, config.accumulate),
+    layout,
+    place(frozen),
+    place(params),
+    place(state),
+    batch,
+    0,
+    1,
+    strength,
+  )
+
+
+def rows(config, names, topology, layouts, num_classes, count):
+  """What the compiler says of the step, in the first way that fits.
+
+  Args:
+    config: as for `lower`; `model.remat` and `accumulate` are set here.
+    names: keys of `config.methods`.
+    topology: (name, devices).
+    layouts: names of layouts.
+    num_classes: of the head.
+    count: a compiled program -> dict, as `benchmark.count_program`.
+
+  Yields:
+    Dicts of topology, devices, layout, method, remat, accumulate, bytes of HBM
+    on a chip, seconds to compile, and what `count` returns. Where nothing fits,
+    without the last three.
+  """
+  kind, devices = topology
+  for name in layouts:
+    layout, start = parallel.layout(name, devices), 0
+    for method in names:
+      row = {
+        'topology': kind,
+        'devices': len(devices),
+        'layout': name,
+        'method': config.methods[method].label,
+        'batch_size': config.batch_size,
+      }
+      for i, (remat, accumulate) in enumerate(_WAYS[start:], start):
+        config.model.remat, config.accumulate = remat, accumulate
+        if config.batch_size % (len(devices) * accumulate):
+          continue
+        since = time.perf_counter()
+        try:
+          program = lower(config, method, layout, num_classes).compile()
+        except jax.errors.JaxRuntimeError as error:
+          if not re.search('RESOURCE_EXHAUSTED|out of memory', str(error)):
+            raise
+          continue
+        memory = program.memory_analysis()
+        hbm = (
+          memory.argument_size_in_bytes
+          + memory.output_size_in_bytes
+          + memory.temp_size_in_bytes
+          - memory.alias_size_in_bytes
+        )
+        row |= {
+          'remat': remat,
+          'accumulate': accumulate,
+          'hbm_bytes': hbm,
+          'compile_s': time.perf_counter() - since,
+          **count(program),
+        }
+        start = i
+        break
+      yield row
+
+
+def table(found):
+  """A Markdown table of `rows`; FLOPs and bytes are of a chip and a step."""
+  titles = ['slice', 'chips', 'layout', 'method', 'with', 'HBM GB a chip']
+  lines = [[*titles, 'TFLOP', 'GB accessed', 'collectives', 'compile s']]
+  for row in found:
+    cells = [row[k] for k in ('topology', 'devices', 'layout', 'method')]
+    if 'hbm_bytes' not in row:
+      lines.append([*map(str, cells), 'does not fit', *'-----'])
+      continue
+    ways = ['rematerialisation'] * row['remat']
+    if row['accumulate'] > 1:
+      ways.append(f'{row["accumulate"]} parts')
+    free = HBM[row['topology'].split(':')[0]]
+    lines.append(
+      [
+        *map(str, cells),
+        ', '.join(ways) or '-',
+        f'{row["hbm_bytes"] / 1e9:.1f} of {free / 1e9:.0f}',
+        f'{row["flops"] / 1e12:.2f}',
+        f'{row["bytes_accessed"] / 1e9:.0f}',
+        ' '.join(f'{v} {k}' for k, v in row['collectives'].items()) or '-',
+        f'{row["compile_s"]:.0f}',
+      ]
+    )
+  return report.markdown(lines)
