@@ -184,15 +184,71 @@ def test_layouts():
   assert parallel.split_batch(tree, mesh)['w'].spec == P('data')
 
 
-def test_growth_is_drawn(tmp_path):
+def test_growth_is_drawn(tmp_path, monkeypatch):
+  axes = ('params', 'tensors', 'devices', 'topology')
+  keys = ('ms', 'compile_s', 'hbm_bytes')
+  methods = list(benchmark.METHODS)
+
+  def value(axis, key, x, method):
+    i, j = axes.index(axis), keys.index(key)
+    return x + methods.index(method) + 10 * i + 50 * j
+
   rows = [
-    {'axis': a, 'x': x, 'method': m, 'ms': x, 'compile_s': x}
-    for a in ('params', 'tensors', 'devices')
-    for x in (1, 10, 100)
-    for m in benchmark.METHODS
+    {'axis': axis, 'x': x, 'method': method}
+    | {key: value(axis, key, x, method) for key in keys}
+    for axis in axes
+    for x in (10, 100)
+    for method in methods
   ]
+  figures = []
+  save = benchmark.Figure.savefig
+
+  def savefig(figure, *args, **kwargs):
+    figures.append(figure)
+    save(figure, *args, **kwargs)
+
+  monkeypatch.setattr(benchmark.Figure, 'savefig', savefig)
   benchmark.plot_growth(rows, tmp_path / 'growth.png')
-  assert (tmp_path / 'growth.png').stat().st_size > 10_000
+  assert (tmp_path / 'growth.png').exists()
+  drawn = [
+    [line.get_xydata().tolist() for line in panel.lines]
+    for panel in figures[0].axes
+  ]
+  assert drawn == [
+    [[[x, value(axis, key, x, m)] for x in (10, 100)] for m in methods]
+    for axis, key in (
+      ('params', 'ms'),
+      ('tensors', 'ms'),
+      ('tensors', 'compile_s'),
+      ('devices', 'ms'),
+      ('topology', 'hbm_bytes'),
+    )
+  ]
+  # Without libtpu there is no topology.
+  benchmark.plot_growth(rows[:-6], tmp_path / 'growth.png')
+  assert len(figures[1].axes) == 4
+
+
+def test_what_grows(monkeypatch):
+  def bench(case, mesh, **kwargs):
+    return [{'params': case.params, 'devices': mesh.size, **kwargs}]
+
+  monkeypatch.setattr(benchmark, 'bench', bench)
+  mesh = parallel.mesh_of(jax.devices())
+  found = {}
+  for axis, x, rows in benchmark.growth(3, {'v5e:2x4': mesh}):
+    found.setdefault(axis, []).append((x, rows[0]))
+  for axis, sizes in benchmark.GROWTH.items():
+    place = ('params', 'tensors').index(axis)
+    assert [x for x, _ in found[axis]] == [size[place] for size in sizes]
+    for _, row in found[axis]:
+      assert (row['devices'], row['num_steps']) == (1, 3)
+  assert [x for x, _ in found['devices']] == [1, 2, 4, 8]
+  for x, row in found['devices']:
+    assert (row['devices'], row['num_steps'], row['layout']) == (x, 3, 'fsdp')
+  ((x, row),) = found['topology']
+  assert (x, row['topology'], row['layout']) == (8, 'v5e:2x4', 'fsdp')
+  assert 'num_steps' not in row  # there is nothing to time
 
 
 def test_growing_cases_have_the_size_they_are_drawn_at():
