@@ -564,8 +564,8 @@ flags.DEFINE_string('output_dir', 'runs/benchmark', 'For rows and tables.')
 def _main(argv):
   if argv[1:]:
     sys.exit(f'benchmark: {argv[1]!r} is no flag; see --help.')
-  # Before a backend starts. Compiling is timed, and a topology's programs cannot
-  # be read back.
+  # Before a backend starts. Compiling is timed, and what is compiled for a
+  # topology cannot be read back.
   jax.config.update('jax_enable_compilation_cache', False)
   if FLAGS.growth:
     jax.config.update('jax_num_cpu_devices', 8)  # that share the cores
