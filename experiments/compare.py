@@ -8,19 +8,12 @@ imagenet. Prints a table; writes it, the rows, their histories and two pictures
 to config.output_dir.
 """
 
-import importlib
 import pathlib
 import sys
-import time
 
-import jax
 from absl import app, flags, logging
-from ml_collections import config_flags
-from tqdm import tqdm
 
-from experiments import optimizers, report, study, train
-
-_CONFIGS = pathlib.Path(__file__).parent / 'configs'
+from experiments import cli, optimizers, report, study, train
 
 
 def configure(config, *, seeds=None, methods=None, full=False):
@@ -37,7 +30,7 @@ def configure(config, *, seeds=None, methods=None, full=False):
 
   Raises:
     ValueError, OSError, ModuleNotFoundError: of a study that could not end, as
-    `study.check` and `check_output`.
+    `study.check` and `cli.check_output`.
   """
   if seeds is not None:
     config.num_seeds = seeds
@@ -54,23 +47,8 @@ def configure(config, *, seeds=None, methods=None, full=False):
   if full:
     config.first_block = 0
   opened = study.check(config)
-  check_output(config)
+  cli.check_output(config.output_dir)
   return opened
-
-
-def check_output(config):
-  """Makes the output folder; an OSError where nothing can be written to it."""
-  folder = pathlib.Path(config.output_dir)
-  try:
-    folder.mkdir(parents=True, exist_ok=True)
-    probe = folder / '.writable'
-    probe.touch()
-    probe.unlink()
-  except OSError as error:
-    raise OSError(
-      f'config.output_dir {str(folder)!r} cannot be written: '
-      f'{error.strerror}; set --config.output_dir to a folder that can.'
-    ) from error
 
 
 def run(config, fine_tuning, sets, save=lambda rows: None):
@@ -93,19 +71,19 @@ def run(config, fine_tuning, sets, save=lambda rows: None):
   wanted |= {m.average_of for m in methods.values()}
   trained = sum(bool(method.optimizer) for method in methods.values())
   total = config.num_seeds * trained * config.num_steps
-  with progress(total, 'training', 'step') as bar:
+  with cli.progress(total, 'training', 'step') as bar:
 
-    def count(loss):
-      bar.set_postfix(loss=f'{loss:.3f}', refresh=False)
+    def count(step, metrics, layers):
+      del step, layers
+      bar.set_postfix(loss=f'{metrics["loss"]:.3f}', refresh=False)
       bar.update()
 
     for seed in range(config.num_seeds):
       runs = {}
       for name, method in methods.items():
-        label = _label(method)
+        label = report.label(method)
         bar.set_description(f'{label}, seed {seed}')
-        start = time.perf_counter()
-        result = train.Run(fine_tuning.pretrained, None, {}, None)
+        result = train.Run(fine_tuning.pretrained, None, {}, None, None)
         if method.optimizer:
           origin = (
             runs[method.starts_from].params if method.starts_from else None
@@ -115,7 +93,6 @@ def run(config, fine_tuning, sets, save=lambda rows: None):
           )
           if name in wanted:
             runs[name] = result
-          seconds = time.perf_counter() - start
         elif method.average_of:
           averaged = runs[method.average_of]
           result = result._replace(
@@ -125,36 +102,16 @@ def run(config, fine_tuning, sets, save=lambda rows: None):
             step=averaged.step,
           )
         bar.set_description(f'{label}, seed {seed}: evaluation')
-        shares = {
-          key: float(result.history[key].mean())
-          if key in result.history
-          else None
-          for key in ('selected', 'decayed')
-        }
         rows.append(
           {
             'method': name,
             'label': label,
             'seed': seed,
-            'metrics': fine_tuning.evaluate(
-              result.params, {'val': fine_tuning.val, **sets}
-            ),
-            'deviation': fine_tuning.deviation(result.params),
-            **shares,
-            'step': result.step,
-            'seconds': seconds if method.optimizer else None,
-            'waiting': result.waiting,
-            'history': result.history,
+            **fine_tuning.describe(result, sets),
           }
         )
         save(rows)
   return rows
-
-
-def _label(method):
-  if method.average_of:
-    return f'{method.label} {method.alpha:g}'
-  return method.label + ('' if method.spd is None else f' {method.spd:g}')
 
 
 def _in_order(methods):
@@ -167,17 +124,6 @@ def _in_order(methods):
     return 2 if method.starts_from else bool(method.optimizer)
 
   return dict(sorted(methods.items(), key=rank))
-
-
-def progress(total, description, unit='image'):
-  return tqdm(
-    total=total,
-    desc=description,
-    unit=unit,
-    smoothing=0.1,
-    dynamic_ncols=True,
-    mininterval=0.5,
-  )
 
 
 def _title(config):
@@ -208,7 +154,7 @@ def compare(config, opened, model):
     everything = {**about, 'config': config.to_dict(), 'rows': rows}
     report.write_json(folder / 'results.json', everything)
 
-  rows = run(config, *study.load(config, opened, model, progress), save)
+  rows = run(config, *study.load(config, opened, model, cli.progress), save)
   table = report.table(rows, config.means)
   report.write(folder / 'table.md', table + '\n')
   report.plot_plane(rows, config.means, folder / 'plane.png', title)
@@ -217,22 +163,11 @@ def compare(config, opened, model):
   print(
     'selected, decayed: share of the decisions, one a layer and step, in which '
     'SPD\nselected the layer and pulled it back. step: the best on ID '
-    'validation. seconds:\ntraining and validation; the first run of a method '
-    'compiles it.\n'
+    'validation. seconds:\nof training; the first run of a method compiles '
+    'it.\n'
   )
   files = ('table.md', 'rows.jsonl', 'results.json', 'plane.png', 'steps.png')
   print(f'{folder}/: {", ".join(files)}')
-
-
-def keep_programs(folder):
-  """Lets the next run of a study start without compiling it again.
-
-  `JAX_COMPILATION_CACHE_DIR` in the environment goes before `folder`.
-  """
-  if jax.config.jax_compilation_cache_dir is None:
-    jax.config.update(
-      'jax_compilation_cache_dir', str(pathlib.Path(folder).expanduser())
-    )
 
 
 def main(argv):
@@ -240,7 +175,7 @@ def main(argv):
     if argv[1:]:
       raise ValueError(f'{argv[1]!r} is no flag; see --help.')
     values = flags.FLAGS
-    keep_programs(values.config.cache_dir)
+    cli.keep_programs(values.config.cache_dir)
     opened = configure(
       values.config,
       seeds=values.seeds,
@@ -256,54 +191,11 @@ def main(argv):
     sys.exit(f'\ncompare: {error} The rows before it are written.')
 
 
-def _with_path(argument):
-  """--config=NAME[:ARG] names a study; the flag wants the path of its file."""
-  flag, equals, value = argument.partition('=')
-  if flag.lstrip('-') != 'config':
-    return argument
-  name, colon, arg = value.partition(':')
-  file = _CONFIGS / f'{name}.py'
-  if not file.exists():
-    if pathlib.Path(name).exists():
-      return argument
-    studies = [f.stem for f in _CONFIGS.glob('[!_]*.py') if f.stem != 'base']
-    sys.exit(
-      f'compare: --config={value} is no study: neither one of '
-      f'{", ".join(sorted(studies))} nor the path of a file.'
-    )
-  if colon:  # else the flag shows a traceback of what it refuses
-    try:
-      importlib.import_module(f'experiments.configs.{name}').get_config(arg)
-    except ValueError as error:
-      sys.exit(f'compare: {error}')
-  return f'{flag}{equals}{file}{colon}{arg}'
-
-
-def _define_flags():
+if __name__ == '__main__':
+  logging.set_verbosity(logging.WARNING)
   flags.DEFINE_integer('seeds', None, 'Seeds to run; config.num_seeds.')
   flags.DEFINE_list('methods', None, 'Of config.methods; all.')
   flags.DEFINE_bool('full', False, 'Train the whole network.')
-  if '--config' in sys.argv[:-1]:  # --config NAME
-    i = sys.argv.index('--config')
-    sys.argv[i : i + 2] = [f'--config={sys.argv[i + 1]}']
-  sys.argv[1:] = [_with_path(argument) for argument in sys.argv[1:]]
-  try:
-    config_flags.DEFINE_config_file(
-      'config',
-      str(_CONFIGS / 'elpv.py'),
-      'The study; --config.KEY=VALUE changes it.',
-    )
-  except (AttributeError, KeyError) as error:  # it has read sys.argv already
-    while isinstance(error.args[0], Exception):
-      error = error.args[0]
-    message = ' '.join(error.args[0].split())
-    sys.exit(f'compare: no key of the config is {message} See --help.')
-  except (OSError, ValueError) as error:
-    sys.exit(f'compare: {error}')
-
-
-if __name__ == '__main__':
-  logging.set_verbosity(logging.WARNING)
-  _define_flags()
+  cli.define_config('compare')
   __doc__ += f'\nThe study:\n\n{flags.FLAGS["config"].value}'
   app.run(main)

@@ -2,8 +2,10 @@
 
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
+from experiments import parallel
 from experiments.data import pipeline
 
 
@@ -23,48 +25,56 @@ class EvalSet(NamedTuple):
   classes: np.ndarray | None = None
 
   def batches(self, batch_size):
-    """Dicts of 'image' and 'label', in order; the last one is short."""
+    """Dicts of 'image' and 'label', in order: this process' rows of each.
+
+    They are full; the last example fills the last one.
+    """
     return pipeline.eval_batches(
       self.source,
       self.transforms,
       batch_size=batch_size,
       num_workers=self.num_workers,
+      shard=parallel.shard(),
     )
 
 
-def predictions(function, eval_set, batch_size, progress=lambda n: None):
+def predictions(
+  function, eval_set, batch_size, layout, progress=lambda n: None
+):
   """Applies a compiled function to every example of a set.
 
   Args:
     function: inputs [batch_size, ...] -> array [batch_size, ...].
-    eval_set: an `EvalSet`; a short batch is filled up, and cut again.
-    batch_size: of every call, so that one program serves all.
+    eval_set: an `EvalSet`.
+    batch_size: of every call, so that one program serves all; the devices
+      divide it.
+    layout: a `parallel.Layout`; each call is split over its devices.
     progress: called with the number of examples done, after each batch.
 
   Returns:
-    NumPy arrays: outputs [N, ...] and labels [N].
+    NumPy arrays, in every process: outputs [N, ...] and labels [N].
   """
-  outputs, labels, running = [], [], None
+  found, running, total = [], None, len(eval_set.source)
 
   def fetch():
-    array, rows = running
-    outputs.append(np.asarray(array)[:rows])
-    progress(rows)
+    found.append(jax.device_get(running))
+    progress(min(batch_size, total - (len(found) - 1) * batch_size))
 
   # A batch behind, so that the device has work while the next one is read.
-  for batch in eval_set.batches(batch_size):
-    inputs, rows = batch['image'], len(batch['label'])
-    filling = np.repeat(inputs[:1], batch_size - rows, 0)
-    array = function(np.concatenate([inputs, filling]))
+  for rows in eval_set.batches(batch_size):
+    batch = layout.put_batch({key: rows[key] for key in ('image', 'label')})
+    ahead = layout.gather((function(batch['image']), batch['label']))
     if running:
       fetch()
-    running = array, rows
-    labels.append(batch['label'])
+    running = ahead
   fetch()
-  return np.concatenate(outputs), np.concatenate(labels)
+  outputs, labels = (
+    np.concatenate(arrays)[:total] for arrays in zip(*found, strict=True)
+  )
+  return outputs, labels
 
 
-def evaluate(predict, metrics, sets, batch_size):
+def evaluate(predict, metrics, sets, batch_size, layout):
   """Metrics of every set.
 
   Args:
@@ -72,11 +82,14 @@ def evaluate(predict, metrics, sets, batch_size):
     metrics: outputs [N, ...], labels [N], the set's classes -> a dict.
     sets: `{name: EvalSet}`, ID and OOD alike.
     batch_size: of every call of `predict`.
+    layout: a `parallel.Layout`.
 
   Returns:
     `{name: metrics}`.
   """
   return {
-    name: metrics(*predictions(predict, a_set, batch_size), a_set.classes)
+    name: metrics(
+      *predictions(predict, a_set, batch_size, layout), a_set.classes
+    )
     for name, a_set in sets.items()
   }

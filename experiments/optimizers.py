@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from experiments.models import vit
-from optax_spd import decay_to_anchor, with_spd
+from optax_spd import decay_to_anchor, layer_names, with_spd
 
 
 def warmup_cosine(learning_rate, num_steps, warmup, start=0.0, end=0.0):
@@ -95,6 +95,7 @@ class Method:
     start: the rate of the first step.
     end: the rate after the last.
     anchor_head: whether SPD pulls the head back too.
+    clip_norm: of the gradient of all that is trained; 0 for no clipping.
   """
 
   optimizer: str
@@ -106,6 +107,32 @@ class Method:
   start: float
   end: float
   anchor_head: bool
+  clip_norm: float = 0.0
+
+  def layer_names(self, params):
+    """Names the layers in the vectors of the `SPDState`; none without SPD."""
+    is_trained = TRAINED[self.train]
+
+    def mask(params):
+      return _map(
+        lambda path, _: (
+          is_trained(path) and (self.anchor_head or path[0] != 'head')
+        ),
+        params,
+      )
+
+    if not self.spd:
+      return []
+    return layer_names(params, mask=mask, layer_axes=vit.layer_axes)
+
+  def rate(self, step, strength):
+    """The learning rate of a step, counted from 1; `strength` is of `make`."""
+    return float(self._schedule(strength['learning_rate'])(step - 1))
+
+  def _schedule(self, learning_rate):
+    return warmup_cosine(
+      learning_rate, self.num_steps, self.warmup, self.start, self.end
+    )
 
   def make(self, learning_rate, weight_decay, spd):
     """The Optax transformation.
@@ -115,10 +142,10 @@ class Method:
       weight_decay: the optimizer's own strength; it may be traced.
       spd: lambda, where `self.spd`; it may be traced.
     """
-    schedule = warmup_cosine(
-      learning_rate, self.num_steps, self.warmup, self.start, self.end
-    )
+    schedule = self._schedule(learning_rate)
     tx = OPTIMIZERS[self.optimizer](schedule, weight_decay)
+    if self.clip_norm:
+      tx = optax.chain(optax.clip_by_global_norm(self.clip_norm), tx)
     if self.layer_decay != 1:
       tx = optax.chain(tx, _scale_by_depth(self.layer_decay))
     if self.spd:
@@ -154,6 +181,7 @@ def from_config(config, method):
     method.rate * config.warmup_learning_rate,
     method.rate * config.min_learning_rate,
     method.anchor_head,
+    config.clip_norm,
   ), {
     'learning_rate': method.rate * config.learning_rate,
     'weight_decay': method.weight_decay,

@@ -1,9 +1,217 @@
-"""How arrays lie on the devices."""
+"""How a run lies on the devices: one layout for a laptop, a node and a pod."""
+
+import dataclasses
+import functools
+import math
+from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+
+# A smaller array lies on every device: to gather it costs more than it holds.
+_SMALL = 2**14
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """Where arrays lie. Hashable: it is part of the program.
+
+  Attributes:
+    mesh: all devices, axes 'data' and 'fsdp'. A batch is split over both; a
+      params-shaped array along one axis over 'fsdp', and repeated over 'data'.
+    pmap: whether a train step is a `jax.pmap` instead of a `jax.jit`.
+  """
+
+  mesh: Any
+  pmap: bool = False
+
+  @property
+  def num_devices(self):
+    return self.mesh.size
+
+  def sharding(self, shape):
+    """The `NamedSharding` of a params-shaped array.
+
+    It is split along the longest axis that the 'fsdp' devices divide; a small
+    array, and one without such an axis, lies whole on every device. By shape
+    alone: so Adam's moments and SPD's anchor lie as their parameter does.
+    """
+    ways = self.mesh.shape['fsdp']
+    axes = [i for i, n in enumerate(shape) if n % ways == 0]
+    if ways == 1 or not axes or math.prod(shape) < _SMALL:
+      return self.whole
+    longest = max(axes, key=lambda i: shape[i])
+    return NamedSharding(self.mesh, P(*[None] * longest, 'fsdp'))
+
+  @property
+  def whole(self):
+    """The `NamedSharding` of an array of which every device has all."""
+    return NamedSharding(self.mesh, P())
+
+  @property
+  def split(self):
+    """The `NamedSharding` of a batch: its first axis over all devices."""
+    return NamedSharding(self.mesh, P(('data', 'fsdp')))
+
+  def shardings(self, tree):
+    """`sharding` of every leaf of arrays or `jax.ShapeDtypeStruct`s."""
+    return jax.tree.map(lambda leaf: self.sharding(leaf.shape), tree)
+
+  def put(self, tree):
+    """Copies arrays, the same in every process, to where they lie."""
+    # Copied: what is already there would be shared, and donated with.
+    return jax.tree.map(
+      lambda leaf: jnp.copy(jax.device_put(leaf, self.sharding(leaf.shape))),
+      tree,
+    )
+
+  def put_batch(self, rows, stacked=False):
+    """A batch [B, ...] of the rows [B / processes, ...] of each process.
+
+    For a `jax.pmap` it is `stacked`: [devices, B / devices, ...].
+    """
+
+    def put(rows):
+      rows = np.asarray(rows)
+      if stacked:
+        own = self.num_devices // jax.process_count()
+        rows = rows.reshape(own, -1, *rows.shape[1:])
+      return jax.make_array_from_process_local_data(self.split, rows)
+
+    return jax.tree.map(put, rows)
+
+  def constrain(self, tree):
+    """Inside a jit: lays params-shaped results out like the params."""
+    return jax.lax.with_sharding_constraint(tree, self.shardings(tree))
+
+  def constrain_whole(self, tree):
+    """Inside a jit: lays results out whole on every device."""
+    return jax.lax.with_sharding_constraint(tree, self.whole)
+
+  def gather(self, tree):
+    """Makes arrays whole on every device, where each process can read them."""
+    return _identity(self.whole)(tree)
+
+  def stack(self, tree):
+    """What a `jax.pmap` takes: [devices, ...] of each leaf."""
+    return _stack(self.num_devices, self.split)(tree)
+
+  def unstack(self, tree):
+    """The first of what a `jax.pmap` returned, all of them being equal."""
+    return _first(self.whole)(tree)
+
+
+@functools.cache
+def _identity(sharding):
+  return jax.jit(lambda tree: tree, out_shardings=sharding)
+
+
+@functools.cache
+def _stack(number, sharding):
+  def stack(tree):
+    return jax.tree.map(
+      lambda leaf: jnp.broadcast_to(leaf, (number, *jnp.shape(leaf))), tree
+    )
+
+  return jax.jit(stack, out_shardings=sharding)
+
+
+@functools.cache
+def _first(sharding):
+  def first(tree):
+    return jax.tree.map(lambda leaf: leaf[0], tree)
+
+  return jax.jit(first, out_shardings=sharding)
+
+
+def layout(name='replicated', devices=None):
+  """A layout by name.
+
+  Args:
+    name: one of
+      'replicated': data parallel; every device has all params,
+      'fsdp': params and the optimizer's state are split over all devices,
+      'fsdp:N': over N devices, and repeated over the rest (N chips of a host
+        that share a fast link, say),
+      'pmap': as 'replicated', by `jax.pmap`.
+    devices: that it uses; all of all processes by default.
+
+  Returns:
+    A `Layout`.
+
+  Raises:
+    ValueError: there is no such layout for so many devices.
+  """
+  devices = all_devices() if devices is None else devices
+  number = len(devices)
+  ways = {'replicated': 1, 'pmap': 1, 'fsdp': number}
+  ways |= {f'fsdp:{n}': n for n in range(1, number + 1) if number % n == 0}
+  if name not in ways:
+    raise ValueError(
+      f'config.layout is {name!r}; it must be replicated, fsdp, pmap, or '
+      f'fsdp:N with an N that divides the {number} devices.'
+    )
+  shape = (number // ways[name], ways[name])
+  mesh = jax.make_mesh(
+    shape,
+    ('data', 'fsdp'),
+    (jax.sharding.AxisType.Auto,) * 2,
+    devices=devices,
+  )
+  return Layout(mesh, pmap=name == 'pmap')
+
+
+# How long a process may be silent before the others take it for dead.
+_HEARTBEAT_SECONDS = 30
+
+
+def start(processes):
+  """Joins the processes of a run; before anything else touches a device.
+
+  Args:
+    processes: 'auto' where JAX knows them by itself (a TPU pod, SLURM), else
+      'HOST:PORT,PROCESSES,INDEX': the address of process 0, how many there are
+      and which one this is.
+
+  Raises:
+    ValueError: it is neither.
+    ConnectionError: they do not come together.
+  """
+  keys = {}
+  if processes != 'auto':
+    address, *numbers = processes.split(',')
+    if len(numbers) != 2 or not all(n.isdigit() for n in numbers):
+      raise ValueError(
+        f"--distributed is {processes!r}; it is 'auto' or "
+        'HOST:PORT,PROCESSES,INDEX.'
+      )
+    keys = {
+      'coordinator_address': address,
+      'num_processes': int(numbers[0]),
+      'process_id': int(numbers[1]),
+    }
+  try:
+    jax.distributed.initialize(
+      **keys, heartbeat_timeout_seconds=_HEARTBEAT_SECONDS
+    )
+  except ValueError as error:
+    raise ValueError(f'--distributed={processes}: {error}') from error
+  except RuntimeError as error:
+    raise ConnectionError(f'--distributed={processes}: {error}') from error
+
+
+def all_devices():
+  """Those of all processes."""
+  return jax.devices()
+
+
+def shard():
+  """`(index, count)` of this process: which rows of a batch it reads."""
+  return jax.process_index(), jax.process_count()
 
 
 def mesh_of(devices):

@@ -108,6 +108,13 @@ def read_jsonl(path):
   return [json.loads(line) for line in text.splitlines()]
 
 
+def label(method):
+  """What tables call a method of a config."""
+  if method.average_of:
+    return f'{method.label} {method.alpha:g}'
+  return method.label + ('' if method.spd is None else f' {method.spd:g}')
+
+
 def provenance():
   """What a number depends on beside its config."""
   done = subprocess.run(

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from experiments import evaluate, optimizers, train
+from experiments import evaluate, optimizers, parallel, train
 from experiments.data import augment, folders, pipeline, sources
 from experiments.models import clip, heads, vit
 from experiments.pretrained import load as pretrained
@@ -119,6 +119,10 @@ def check(config):
     'eval_batch_size',
     'eval_every',
     'repeats',
+    'accumulate',
+    'save_every',
+    'keep',
+    'log_every',
   ):
     if config[key] < 1:
       raise ValueError(f'config.{key} is {config[key]}; it must be at least 1.')
@@ -130,6 +134,7 @@ def check(config):
     _check_one_of('metrics', name, classification.METRICS)
   for name, method in config.methods.items():
     _check_method(config, name, method)
+  _check_devices(config)
   _check_model(config)
   _check_recipe(config)
   opened = open_sets(config)
@@ -140,6 +145,21 @@ def check(config):
     _check_texts(config, class_names)
   pretrained.find(config.model.pretrained)
   return opened
+
+
+def _check_devices(config):
+  number = parallel.layout(config.layout).num_devices
+  parts = number * config.accumulate
+  if config.batch_size % parts:
+    raise ValueError(
+      f'config.batch_size is {config.batch_size}; it must be a multiple of '
+      f'{parts}: {number} devices times config.accumulate.'
+    )
+  if config.eval_batch_size % number:
+    raise ValueError(
+      f'config.eval_batch_size is {config.eval_batch_size}; it must be a '
+      f'multiple of {number}, the number of devices.'
+    )
 
 
 def _check_budget(config, num_examples):
@@ -220,6 +240,10 @@ def _check_recipe(config):
     raise ValueError(
       f'config.mixup is {config.mixup}, config.cutmix {config.cutmix}; '
       'neither is below 0.'
+    )
+  if config.clip_norm < 0:
+    raise ValueError(
+      f'config.clip_norm is {config.clip_norm}; it is 0 or more.'
     )
   if not 0 <= config.ema < 1:
     raise ValueError(f'config.ema is {config.ema}; it is 0 or more, below 1.')
@@ -379,6 +403,7 @@ def load(config, opened, model, progress):
   Returns:
     A `train.FineTuning`, and the sets to report, `{name: EvalSet}`.
   """
+  layout = parallel.layout(config.layout)
   transforms = augment.evaluation(config.image_size, config.eval_crop)
   sets = {
     name: evaluate.EvalSet(
@@ -387,11 +412,11 @@ def load(config, opened, model, progress):
     for name, source in opened.items()
   }
   if config.first_block:
-    sets = _run_lower_blocks(config, model, sets, progress)
+    sets = _run_lower_blocks(config, layout, model, sets, progress)
   labels = opened['train'].labels if config.balanced_loss else None
   task = _task(config, len(opened['train'].class_names), labels)
   if config.head == 'linear_probe':
-    _fit_head(config, task, model, sets, progress)
+    _fit_head(config, layout, task, model, sets, progress)
   graphdef, params, frozen = nnx.split(
     model, train.trainable_from(config.first_block), ...
   )
@@ -399,16 +424,17 @@ def load(config, opened, model, progress):
     task,
     functools.partial(classification.metrics, config.metrics),
     graphdef,
-    params,
-    frozen,
+    layout.put(params),
+    layout.put(frozen),
     functools.partial(_train_batches, config, sets['train']),
     sets['val'],
     config,
+    layout,
   )
   return fine_tuning, {name: sets[name] for name in config.eval_sets}
 
 
-def _train_batches(config, train_set, seed):
+def _train_batches(config, train_set, seed, start):
   transforms = train_set.transforms
   if config.augment:
     transforms = augment.training(
@@ -425,6 +451,8 @@ def _train_batches(config, train_set, seed):
     seed=seed,
     num_workers=train_set.num_workers,
     repeats=config.repeats,
+    start=start,
+    shard=parallel.shard(),
   )
 
 
@@ -449,8 +477,9 @@ def _task(config, num_classes, labels):
   )
 
 
-def _run_lower_blocks(config, model, sets, progress):
+def _run_lower_blocks(config, layout, model, sets, progress):
   graphdef, state = nnx.split(model)
+  state = layout.put(state)
 
   @jax.jit
   def lower(state, images):
@@ -466,6 +495,7 @@ def _run_lower_blocks(config, model, sets, progress):
         functools.partial(lower, state),
         eval_set,
         config.eval_batch_size,
+        layout,
         bar.update,
       )
       cached[name] = evaluate.EvalSet(
@@ -474,9 +504,10 @@ def _run_lower_blocks(config, model, sets, progress):
   return cached
 
 
-def _fit_head(config, task, model, sets, progress):
+def _fit_head(config, layout, task, model, sets, progress):
   """A linear probe on frozen features, so that theta_0 means something."""
   graphdef, state = nnx.split(model)
+  state = layout.put(state)
 
   @jax.jit
   def features(state, inputs):
@@ -491,6 +522,7 @@ def _fit_head(config, task, model, sets, progress):
         functools.partial(features, state),
         sets[name],
         config.eval_batch_size,
+        layout,
         bar.update,
       )
       for name in names

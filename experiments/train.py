@@ -11,8 +11,34 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax import lax
 
-from experiments import evaluate
+from experiments import checkpoint, diagnosis, evaluate
+
+# What SPD tells of each layer, as `optax_spd.SPDState` has it.
+LAYERS = ('deviation', 'ratio', 'decay', 'selected_count', 'decayed_count')
+
+
+class State(NamedTuple):
+  """What a step takes, donated, and returns; what a checkpoint holds.
+
+  Attributes:
+    params: theta_t.
+    opt_state: with the anchor.
+    average: the running average of the params; None where there is none.
+    finite: whether every loss so far was; from the first one that was not, the
+      params stay what they were.
+  """
+
+  params: Any
+  opt_state: Any
+  average: Any
+  finite: Any
+
+  @property
+  def shown(self):
+    """The params that are evaluated."""
+    return self.params if self.average is None else self.average
 
 
 class Run(NamedTuple):
@@ -23,14 +49,21 @@ class Run(NamedTuple):
     step: that step, counted from 1.
     history: `{name: array [num_steps]}`: the loss, |theta - theta_0|, and under
       SPD the shares of layers selected and decayed in that step.
-    waiting: the share of the training time in which the step waited for data,
-      but for the first batch, which starts the readers.
+    seconds: of training, without the evaluations; of all processes that went on
+      with it, one after the other.
+    waiting: the share of them in which the step waited for data, but for the
+      first batch, which starts the readers.
   """
 
   params: Any
   step: int
   history: dict[str, np.ndarray]
-  waiting: float
+  seconds: float | None
+  waiting: float | None
+
+
+class Stopped(Exception):  # noqa: N818
+  """A run was asked to stop, and has saved where it is."""
 
 
 def trainable_from(first_block):
@@ -57,11 +90,14 @@ class FineTuning:
     metrics: outputs [N, ...], labels [N], classes -> `{name: float}`; the first
       one chooses the step.
     graphdef: of the model.
-    pretrained: theta_0, the params to train.
-    frozen: the other state.
-    train: seed -> an endless iterator of batches.
+    pretrained: theta_0, the params to train, where the layout puts them.
+    frozen: the other state, there too.
+    train: (seed, start) -> an endless iterator of this process' rows of the
+      batches, the first `start` of them left out.
     val: the `EvalSet` that the step is chosen on.
-    config: `num_steps`, `eval_batch_size`, `eval_every` and `ema`.
+    config: `num_steps`, `eval_batch_size`, `eval_every`, `save_every`, `ema`
+      and `accumulate`.
+    layout: a `parallel.Layout`.
   """
 
   task: Any
@@ -69,9 +105,10 @@ class FineTuning:
   graphdef: Any
   pretrained: Any
   frozen: Any
-  train: Callable[[int], Iterator[dict[str, np.ndarray]]]
+  train: Callable[[int, int], Iterator[dict[str, np.ndarray]]]
   val: evaluate.EvalSet
   config: Any
+  layout: Any
 
   def evaluate(self, params, sets):
     """`{name: metrics}` of `{name: EvalSet}`."""
@@ -82,13 +119,48 @@ class FineTuning:
       self.metrics,
       sets,
       self.config.eval_batch_size,
+      self.layout,
     )
 
   def deviation(self, params):
     """|theta - theta_0| over all that is trained."""
     return float(_distance(params, self.pretrained))
 
-  def run(self, method, strength, seed, start=None, progress=lambda loss: None):
+  def describe(self, run, sets):
+    """What a row says of a `Run`: its metrics on every set, and its history."""
+    shares = {
+      key: float(run.history[key].mean()) if key in run.history else None
+      for key in ('selected', 'decayed')
+    }
+    return {
+      'metrics': self.evaluate(run.params, {'val': self.val, **sets}),
+      'deviation': self.deviation(run.params),
+      **shares,
+      'step': run.step,
+      'seconds': run.seconds,
+      'waiting': run.waiting,
+      'history': run.history,
+    }
+
+  def init(self, method, strength, start):
+    """The `State` of a run before its first step.
+
+    Raises:
+      RuntimeError: SPD's anchor is not `start`.
+    """
+    params = self.layout.put(start)
+    opt_state = _init(method, self.layout, params, strength)
+    if not _is_anchored(opt_state, params):
+      raise RuntimeError(
+        f"{method.optimizer}: SPD's anchor is not where the params start; "
+        'load the pretrained params before the optimizer is initialised.'
+      )
+    average = self.layout.put(start) if self.config.ema else None
+    return State(params, opt_state, average, self.layout.put(jnp.array(True)))
+
+  def run(
+    self, method, strength, seed, start=None, watch=None, checkpoints=None
+  ):
     """Fine-tunes, and chooses a step by the first metric on validation.
 
     Args:
@@ -96,73 +168,118 @@ class FineTuning:
       strength: the arguments of its `make`, as a dict of numbers.
       seed: of the order of the data, of augmentation, mixing and drop path.
       start: params to start from, and to anchor to; None for theta_0.
-      progress: called with the loss of every step.
+      watch: called after every step, one step late, with its number, its
+        metrics (the columns of `Run.history`) and, under SPD, the `LAYERS`,
+        `{name: array [layers]}` on the device, else {}.
+      checkpoints: a `checkpoint.Checkpoints` to go on from and to save to; None
+        for none.
 
     Returns:
       A `Run`.
 
     Raises:
-      FloatingPointError: if the loss is not finite.
+      FloatingPointError: if a loss is not finite.
+      Stopped: if `checkpoints` were told to stop.
+      OSError, ValueError: of a checkpoint that cannot be written or read, as
+        `Checkpoints` raises it.
     """
-    config = self.config
-    step_fn = functools.partial(
-      _train_step, self.graphdef, self.task, method, config.ema
-    )
+    config, layout = self.config, self.layout
     start = self.pretrained if start is None else start
-    params = jax.tree.map(jnp.copy, start)
-    opt_state = method.make(**strength).init(params)
-    average = jax.tree.map(jnp.copy, params) if config.ema else None
+    state = self.init(method, strength, start)
+    about = checkpoint.About(0, -np.inf, None, 0.0, 0.0)
+    history, chosen, running = [], None, None
+    if checkpoints and (found := checkpoints.restore(state)):
+      state, history, about = found
+    first = about.step + 1
 
-    best, chosen, history, running, waited = -np.inf, None, [], None, 0.0
+    fixed = self.frozen, self.pretrained
+    enter = leave = lambda tree: tree
+    step_fn = _jit_step
+    if layout.pmap:
+      step_fn, enter, leave = _pmap_step, layout.stack, layout.unstack
+    state, fixed = enter(state), enter(fixed)
+    step_fn = functools.partial(
+      step_fn,
+      self.graphdef,
+      self.task,
+      method,
+      (config.ema, config.accumulate),
+      layout,
+      *fixed,
+    )
 
     def fetch():
-      history.append(jax.device_get(running))
+      step, rows, metrics = running
+      metrics = leave(metrics)
+      layers = metrics.pop('layers')
+      history.append({k: float(v) for k, v in jax.device_get(metrics).items()})
       loss = float(history[-1]['loss'])
       if not np.isfinite(loss):
-        raise FloatingPointError(
-          f'{method.optimizer}: the loss is {loss} at step {len(history)}; '
-          f'lower the learning rate, now {strength["learning_rate"]}.'
+        found = diagnosis.first_not_finite(
+          functools.partial(_loss, self.graphdef, self.task),
+          leave(state).params,
+          self.frozen,
+          layout.put_batch(rows),
+          seed,
+          step,
         )
-      progress(loss)
+        raise FloatingPointError(
+          f'{method.optimizer}: the loss is {loss} at step {step}, where the '
+          f'learning rate is {method.rate(step, strength):.3g}; {found} '
+          f'Lower the learning rate, whose peak is '
+          f'{strength["learning_rate"]:g}.'
+        )
+      if watch:
+        watch(step, history[-1], layers)
 
-    batches = self.train(seed)
-    start_time, evaluating = time.perf_counter(), 0.0
-    for step in range(1, config.num_steps + 1):
+    batches = self.train(seed, first - 1)
+    since = time.perf_counter()
+    for step in range(first, config.num_steps + 1):
       waiting_since = time.perf_counter()
-      batch = next(batches)
-      if step > 1:
-        waited += time.perf_counter() - waiting_since
-      params, opt_state, average, metrics = step_fn(
-        self.frozen,
-        self.pretrained,
-        params,
-        opt_state,
-        average,
-        batch,
-        seed,
-        step,
-        strength,
-      )
+      rows = next(batches)
+      if step > first:
+        about.waited += time.perf_counter() - waiting_since
+      batch = layout.put_batch(rows, stacked=layout.pmap)
+      state, metrics = step_fn(state, batch, seed, step, strength)
       # A step behind, so that the device has work while the host looks.
       if running:
         fetch()
-      running = metrics
-      if step % config.eval_every == 0 or step == config.num_steps:
-        fetch()
-        running, since = None, time.perf_counter()
-        shown = params if average is None else average
-        found = self.evaluate(shown, {'val': self.val})['val']
+      running = step, rows, metrics
+      ends = step == config.num_steps
+      evaluates = ends or step % config.eval_every == 0
+      stops = checkpoints and checkpoints.stop_wanted(step)
+      saves = checkpoints and (
+        evaluates or stops or step % config.save_every == 0
+      )
+      if not (evaluates or saves):
+        continue
+      fetch()
+      running, about.step = None, step
+      about.seconds += time.perf_counter() - since
+      at_rest = leave(state)
+      if evaluates:
+        found = self.evaluate(at_rest.shown, {'val': self.val})['val']
         quality = next(iter(found.values()))
-        if quality >= best:
-          best, chosen = quality, (step, jax.tree.map(jnp.copy, shown))
-        evaluating += time.perf_counter() - since
-    seconds = time.perf_counter() - start_time - evaluating
-    step, params = chosen
+        if quality >= about.best:
+          about.best, about.best_step = quality, step
+          chosen = jax.tree.map(jnp.copy, at_rest.shown)
+      if saves:
+        checkpoints.save(at_rest, history, about)
+      since = time.perf_counter()
+      if stops and not ends:
+        checkpoints.close()
+        raise Stopped(f'stopped after step {step} of {config.num_steps}')
+    if chosen is None:  # before this process started
+      chosen, _, _ = checkpoints.restore(leave(state), about.best_step)
+      chosen = chosen.shown
+    if checkpoints:
+      checkpoints.close()
     columns = {
       name: np.array([metrics[name] for metrics in history])
       for name in history[0]
     }
-    return Run(params, step, columns, waited / seconds)
+    waiting = about.waited / about.seconds
+    return Run(chosen, about.best_step, columns, about.seconds, waiting)
 
 
 def wise_ft(pretrained, params, alpha):
@@ -180,40 +297,112 @@ def _distance(params, pretrained):
   return optax.tree.norm(optax.tree.sub(params, pretrained))
 
 
-@functools.partial(
-  jax.jit, static_argnums=(0, 1, 2, 3), donate_argnums=(6, 7, 8)
-)
-def _train_step(
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _init(method, layout, params, strength):
+  return layout.constrain(method.make(**strength).init(params))
+
+
+@jax.jit
+def _is_anchored(opt_state, params):
+  """Whether SPD's anchor, where it has one, equals the params."""
+  if (spd := optax.tree.get(opt_state, 'SPDState')) is None:
+    return True
+
+  def is_hole(node):
+    return isinstance(node, optax.MaskedNode)
+
+  def equal(anchor, param):
+    return is_hole(anchor) or jnp.array_equal(anchor, param)
+
+  found = jax.tree.map(equal, spd.anchor, params, is_leaf=is_hole)
+  return jnp.all(jnp.array(jax.tree.leaves(found)))
+
+
+def _loss(graphdef, task, params, frozen, batch, seed, step, part=None):
+  """The training loss; `part` is which part of the batch this one is."""
+  key = jax.random.fold_in(jax.random.key(seed), step)
+  if part is not None:
+    key = jax.random.fold_in(key, part)
+  return task.loss(nnx.merge(graphdef, params, frozen), batch, key)
+
+
+def _step(
   graphdef,
   task,
   method,
-  ema,
+  options,
+  layout,
   frozen,
   pretrained,
-  params,
-  opt_state,
-  average,
+  state,
   batch,
   seed,
   step,
   strength,
+  axis=None,
 ):
   """One step; rate and strengths are traced: one program serves a method."""
-  key = jax.random.fold_in(jax.random.key(seed), step)
+  ema, accumulate = options
+  number = len(batch['label'])
+  params = state.params
+  if not axis:
+    # Left to itself the partitioner would split activations as it finds params
+    # split; they are to be split as the batch is.
+    params, frozen = layout.constrain_whole((params, frozen))
 
-  def loss_fn(params):
-    return task.loss(nnx.merge(graphdef, params, frozen), batch, key)
+  def loss_fn(params, batch, rows):
+    part = rows[0] if accumulate > 1 else None
+    if axis:
+      part = lax.axis_index(axis) * number + rows[0]
+    return _loss(graphdef, task, params, frozen, batch, seed, step, part)
 
+  loss_and_grads = jax.value_and_grad(loss_fn)
+  if accumulate > 1:
+    loss_and_grads = optax.microbatching.microbatch(
+      loss_and_grads,
+      argnums=(1, 2),
+      microbatch_size=number // accumulate,
+      accumulator=optax.microbatching.AccumulationType.MEAN,
+    )
+  loss, grads = loss_and_grads(params, batch, jnp.arange(number))
+  if axis:
+    loss, grads = lax.pmean((loss, grads), axis)
+  else:
+    grads = layout.constrain(grads)
+  finite = state.finite & jnp.isfinite(loss)
   tx = method.make(**strength)
-  loss, grads = jax.value_and_grad(loss_fn)(params)
-  updates, new_state = tx.update(grads, opt_state, params)
-  params = optax.apply_updates(params, updates)
+  updates, opt_state = tx.update(grads, state.opt_state, state.params)
+  params = optax.apply_updates(state.params, updates)
+  params = jax.tree.map(
+    functools.partial(jnp.where, finite), params, state.params
+  )
+  average = state.average
   if ema:
     average = optax.incremental_update(params, average, 1 - ema)
   metrics = {'loss': loss, 'deviation': _distance(params, pretrained)}
-  if (spd := optax.tree.get(new_state, 'SPDState')) is not None:
-    before = optax.tree.get(opt_state, 'SPDState')
+  layers = {}
+  if (spd := optax.tree.get(opt_state, 'SPDState')) is not None:
+    before = optax.tree.get(state.opt_state, 'SPDState')
+    layers = {key: getattr(spd, key) for key in LAYERS}
     selected = spd.selected_count - before.selected_count
     decayed = spd.decayed_count - before.decayed_count
     metrics |= {'selected': selected.mean(), 'decayed': decayed.mean()}
-  return params, new_state, average, metrics
+  metrics['layers'] = layers
+  state = State(params, opt_state, average, finite)
+  if axis:
+    return state, metrics
+  return layout.constrain(state), layout.constrain_whole(metrics)
+
+
+_jit_step = jax.jit(_step, static_argnums=(0, 1, 2, 3, 4), donate_argnums=7)
+
+
+@functools.partial(
+  jax.pmap,
+  axis_name='devices',
+  static_broadcasted_argnums=(0, 1, 2, 3, 4),
+  in_axes=(None,) * 5 + (0,) * 4 + (None,) * 3,
+  donate_argnums=7,
+)
+def _pmap_step(*args):
+  return _step(*args, axis='devices')

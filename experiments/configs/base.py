@@ -16,6 +16,7 @@ def base():
       'output_dir': '',
       'data_dir': 'data',  # folder of the data sets
       'cache_dir': '~/.cache/optax_spd',  # compiled programs
+      'layout': 'replicated',  # or fsdp, fsdp:N, pmap: parallel.layout
       'num_seeds': 1,
       # The model.
       'model': {
@@ -56,14 +57,22 @@ def base():
       # The budget.
       'num_steps': 0,  # this, or
       'num_epochs': 0.0,  # this, of the training set
-      'batch_size': 32,
+      'batch_size': 32,  # of all devices together; so is the next one
       'eval_batch_size': 64,
+      'accumulate': 1,  # parts of a batch whose gradients are averaged
       'eval_every': 25,  # steps; the best of them on ID validation is kept
       'learning_rate': 1e-4,  # the peak of a cosine
       'warmup': 0.1,  # share of the steps
       'warmup_learning_rate': 0.0,  # of the first step
       'min_learning_rate': 0.0,  # after the last step
+      'clip_norm': 0.0,  # of the gradient; 0 for no clipping
       'methods': _ordered(),  # name: a `method`
+      # What experiments.main writes down on the way.
+      'save_every': 1000,  # steps; and at every evaluation
+      'keep': 2,  # of the last checkpoints, beside the best
+      'log_every': 10,  # steps
+      'tensorboard': False,  # too; the extra `tensorboard`
+      'profile': 0,  # a step: it and the one after are traced
     }
   )
 

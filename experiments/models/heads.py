@@ -1,5 +1,6 @@
 """Heads: a linear classifier on a backbone's pooled features."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -45,7 +46,9 @@ class Classifier(nnx.Module):
 
   def __call__(self, tokens_BxTxD, start=0, *, key=None):
     """Tokens that enter block `start` -> logits [B, C]; see `features`."""
-    return self.head(self.features(tokens_BxTxD, start, key=key))
+    features = self.features(tokens_BxTxD, start, key=key)
+    with jax.named_scope('head'):
+      return self.head(features)
 
 
 def linear_probe(

@@ -301,8 +301,10 @@ class ViT(nnx.Module):
     x_BxTxD = self._encode(tokens_BxTxD, blocks[:-1], keep)
     block = _at(self.blocks, last) if self.config.scan else self.blocks[last]
     # Not rematerialised: its backward pass comes next, and needs it at once.
-    x_BxD = block(x_BxTxD.reshape(B * T, D), B, _at(keep, last), True)
-    return self.norm(x_BxD.astype(jnp.float32))
+    with jax.named_scope(f'blocks.{last}'):
+      x_BxD = block(x_BxTxD.reshape(B * T, D), B, _at(keep, last), True)
+    with jax.named_scope('norm'):
+      return self.norm(x_BxD.astype(jnp.float32))
 
   def features(self, tokens_BxTxD, start=0, *, key=None):
     """The class token, projected where the model does: [B, features] float32.
@@ -328,10 +330,12 @@ class ViT(nnx.Module):
     x_NxD = tokens_BxTxD.reshape(B * T, D).astype(self.config.dtype)
     if self.config.scan:
       stacked = (self.blocks, keep_Lx2xB)
-      x_NxD, _ = lax.scan(step, x_NxD, _at(stacked, slice(len(blocks))))
+      with jax.named_scope('blocks'):
+        x_NxD, _ = lax.scan(step, x_NxD, _at(stacked, slice(len(blocks))))
     else:
       for i in blocks:
-        x_NxD, _ = step(x_NxD, (self.blocks[i], _at(keep_Lx2xB, i)))
+        with jax.named_scope(f'blocks.{i}'):
+          x_NxD, _ = step(x_NxD, (self.blocks[i], _at(keep_Lx2xB, i)))
     return x_NxD.reshape(B, T, D)
 
   def _keep(self, key, batch_size):
@@ -389,15 +393,20 @@ class Block(nnx.Module):
 
     `keep_2xB` multiplies each image's two residual branches.
     """
-    keys_NxD = queries = self.norm1(x_NxD)
+    with jax.named_scope('norm1'):
+      keys_NxD = queries = self.norm1(x_NxD)
     if class_token:
       tokens = x_NxD.shape[0] // batch_size
       x_NxD, queries = x_NxD[::tokens], queries[::tokens]
-    y_NxD = self.attn(queries, keys_NxD, batch_size)
+    with jax.named_scope('attn'):
+      y_NxD = self.attn(queries, keys_NxD, batch_size)
     if self.layer_scale:
       y_NxD = y_NxD * self.scale1.astype(y_NxD.dtype)
     x_NxD = x_NxD + _weigh(y_NxD, _at(keep_2xB, 0))
-    y_NxD = self.mlp(self.norm2(x_NxD))
+    with jax.named_scope('norm2'):
+      y_NxD = self.norm2(x_NxD)
+    with jax.named_scope('mlp'):
+      y_NxD = self.mlp(y_NxD)
     if self.layer_scale:
       y_NxD = y_NxD * self.scale2.astype(y_NxD.dtype)
     return x_NxD + _weigh(y_NxD, _at(keep_2xB, 1))

@@ -1,9 +1,18 @@
 import dataclasses
 import pathlib
 
+import jax
 import pytest
 
+from experiments import parallel
 from experiments.models import clip, vit
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+  """What a study runs on, unless a test says otherwise."""
+  devices = jax.devices()[:1]
+  monkeypatch.setattr(parallel, 'all_devices', lambda: devices)
 
 
 @pytest.fixture

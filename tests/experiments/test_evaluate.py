@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import evaluate, study
+from experiments import evaluate, parallel, study
 
 
 def a_set(inputs, labels=None, **changes):
@@ -22,7 +22,10 @@ def test_ragged_batches_are_exact(batch_size):
     return 2 * x
 
   x = np.arange(21, dtype=np.float32).reshape(7, 3)
-  y, labels = evaluate.predictions(double, a_set(x), batch_size, done.append)
+  layout = parallel.layout(devices=jax.devices()[:1])
+  y, labels = evaluate.predictions(
+    double, a_set(x), batch_size, layout, done.append
+  )
   np.testing.assert_array_equal(y, 2 * x)
   np.testing.assert_array_equal(labels, np.arange(7))
   assert traced == [(batch_size, 3)]
@@ -34,7 +37,8 @@ def test_every_set_is_reported():
     'id': a_set(np.eye(5)),
     'ood': a_set(np.ones((2, 5)), classes=np.array([True, False])),
   }
-  found = evaluate.evaluate(lambda x: x, lambda *given: given, sets, 4)
+  layout = parallel.layout(devices=jax.devices()[:2])
+  found = evaluate.evaluate(lambda x: x, lambda *given: given, sets, 4, layout)
   for name, (outputs, labels, classes) in found.items():
     np.testing.assert_array_equal(outputs, sets[name].source.inputs)
     np.testing.assert_array_equal(labels, sets[name].source.labels)

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from experiments import compare, study
+from experiments import cli, study
 from experiments.configs import base
 from experiments.data import augment
 from experiments.models import clip, vit
@@ -51,7 +51,7 @@ def config(tmp_path, tiny_clip):
 def load(config):
   opened = study.check(config)
   model = study.load_model(config, opened['train'].class_names)
-  return model, *study.load(config, opened, model, compare.progress)
+  return model, *study.load(config, opened, model, cli.progress)
 
 
 def test_the_recipe_reaches_the_model_and_the_task(config):

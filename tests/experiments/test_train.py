@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 from ml_collections import ConfigDict
 
-from experiments import evaluate, optimizers, study, train
+from experiments import evaluate, optimizers, parallel, study, train
 from experiments.data import pipeline
 from experiments.models import heads, vit
 from experiments.tasks import classification
@@ -30,13 +30,15 @@ def strength(weight_decay=0.0, spd=0.0, learning_rate=1e-2):
   }
 
 
-def fine_tuning(task=TASK, model_config=TINY, **changes):
+def fine_tuning(task=TASK, model_config=TINY, layout=None, **changes):
+  layout = layout or parallel.layout(devices=jax.devices()[:1])
   config = ConfigDict(
     {
       'num_steps': 40,
       'eval_batch_size': 32,
       'eval_every': 10,
       'ema': 0.0,
+      'accumulate': 1,
       **changes,
     }
   )
@@ -58,13 +60,14 @@ def fine_tuning(task=TASK, model_config=TINY, **changes):
     task,
     functools.partial(classification.metrics, ('auroc',)),
     graphdef,
-    pretrained,
-    frozen,
-    lambda seed: pipeline.train_batches(
-      train_set, (), batch_size=16, seed=seed
+    layout.put(pretrained),
+    layout.put(frozen),
+    lambda seed, start: pipeline.train_batches(
+      train_set, (), batch_size=16, seed=seed, start=start
     ),
     evaluate.EvalSet(study.Arrays(inputs[100:], labels[100:])),
     config,
+    layout,
   )
 
 
@@ -87,7 +90,9 @@ def test_the_whole_network_is_trained_from_images():
   )
   assert all(jax.tree.leaves(moved))
   # Another seed drops and mixes otherwise, were the data the same.
-  other = dataclasses.replace(tuning, train=lambda seed: tuning.train(0))
+  other = dataclasses.replace(
+    tuning, train=lambda seed, start: tuning.train(0, start)
+  )
   other = other.run(SPD, strength(spd=1.0), 1)
   assert (other.history['loss'][1:] != first.history['loss'][1:]).any()
 

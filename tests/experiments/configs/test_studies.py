@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets
 
-from experiments import compare, study
+from experiments import cli, compare, study
 from experiments.configs import domainnet, imagenet, pacs
 from experiments.data import folders
 from tests.experiments.data import files, prepared
@@ -32,7 +32,7 @@ def run(config, data_dir, capsys, methods=None, **changes):
   found = []
   opened = compare.configure(config, methods=methods)
   model = study.load_model(config, opened['train'].class_names)
-  fine_tuning, sets = study.load(config, opened, model, compare.progress)
+  fine_tuning, sets = study.load(config, opened, model, cli.progress)
   rows = compare.run(config, fine_tuning, sets, found.append)
   capsys.readouterr()
   return {row['method']: row for row in rows}, sets

@@ -1,0 +1,264 @@
+"""Checkpoints of one run: saved while it goes on, restored by the same command.
+
+A checkpoint holds all that the next step depends on: params, the optimizer's
+state with the anchor, the running average, the history, the best step so far,
+and the step. The step is also where the random numbers and the data are: a
+step's key is folded from seed and step, and Grain's batches start at any step.
+"""
+
+import dataclasses
+import pathlib
+import shutil
+import signal
+import threading
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+# What a run may be gone on with: it changes where and how fast, not what.
+_FREE = (
+  'title',
+  'output_dir',
+  'data_dir',
+  'cache_dir',
+  'layout',
+  'num_workers',
+  'save_every',
+  'keep',
+  'log_every',
+  'tensorboard',
+  'profile',
+)
+
+
+@dataclasses.dataclass
+class About:
+  """What a checkpoint knows beside arrays.
+
+  Attributes:
+    step: that it is after.
+    best: the first metric on validation, the best so far.
+    best_step: that it is of; None before the first evaluation.
+    seconds: of training up to here.
+    waited: those of them in which a step waited for data.
+  """
+
+  step: int
+  best: float
+  best_step: int | None
+  seconds: float
+  waited: float
+
+
+class Checkpoints:
+  """Of one run: the last few, and the best on validation.
+
+  From now on SIGTERM, and in a run of several processes any notice that JAX's
+  preemption service passes on, asks the run to stop; see `stop_wanted`.
+  """
+
+  def __init__(self, folder, run, keep=2):
+    """Opens a folder, or makes it.
+
+    Args:
+      folder: of this run alone.
+      run: a dict: its config and what tells it from others.
+      keep: how many of the last ones to keep, beside the best.
+
+    Raises:
+      OSError: the folder cannot be made.
+      ValueError: it holds something else, or checkpoints of another run.
+    """
+    self._folder = pathlib.Path(folder).absolute()
+    self._run = _plain(run)
+    self._best_step = None
+    self._terminated = threading.Event()
+    others = [p.name for p in self._folder.glob('*') if not _is_step(p.name)]
+    if others:
+      raise ValueError(
+        f'{self._folder} holds {", ".join(sorted(others)[:3])}, which is no '
+        'checkpoint of a run; set --config.output_dir to another folder.'
+      )
+    self._manager = ocp.CheckpointManager(
+      self._folder,
+      options=ocp.CheckpointManagerOptions(
+        # What a killed process left half-written.
+        cleanup_tmp_directories=True,
+        preservation_policy=preservation_policy.AnyPreservationPolicy(
+          [preservation_policy.LatestN(keep), _Best(self)]
+        ),
+      ),
+      item_handlers={
+        'state': ocp.StandardCheckpointHandler(),
+        'history': ocp.StandardCheckpointHandler(),
+        'run': ocp.JsonCheckpointHandler(),
+      },
+    )
+    if (latest := self._manager.latest_step()) is not None:
+      self._check_same(latest)
+    if jax.process_count() == 1:
+      signal.signal(signal.SIGTERM, lambda *_: self._terminated.set())
+
+  def stop_wanted(self, step):
+    """Whether the run is asked to stop; the same in every process."""
+    if jax.process_count() == 1:
+      return self._terminated.is_set()
+    return multihost_utils.reached_preemption_sync_point(step)
+
+  def restore(self, like, step=None):
+    """Reads a checkpoint.
+
+    Args:
+      like: a `train.State` of the shapes, dtypes and layout to restore.
+      step: of it; None for the last.
+
+    Returns:
+      The state, the history, a list of the metrics of every step, and an
+      `About`; None where there is no checkpoint yet.
+
+    Raises:
+      ValueError: it cannot be read.
+      OSError: there is no room for another one.
+    """
+    latest = self._manager.latest_step()
+    step = latest if step is None else step
+    self._check_space(like)
+    if step is None:
+      return None
+    kept = self._read(step, 'run', ocp.args.JsonRestore())
+    state = self._read(
+      step, 'state', ocp.args.StandardRestore(_abstract(like._asdict()))
+    )
+    columns = self._read(step, 'history', ocp.args.StandardRestore())
+    columns = {name: np.asarray(column) for name, column in columns.items()}
+    about = About(**kept['about'])
+    self._best_step = about.best_step
+    history = [
+      {name: float(column[i]) for name, column in columns.items()}
+      for i in range(step)
+    ]
+    return type(like)(**state), history, about
+
+  def save(self, state, history, about):
+    """Starts to write a checkpoint; the arguments are what `restore` returns.
+
+    Raises:
+      OSError: this one, or the one before, cannot be written.
+    """
+    self._best_step = about.best_step
+    if about.step in self._manager.all_steps():
+      return
+    columns = {
+      name: np.array([metrics[name] for metrics in history], np.float32)
+      for name in history[0]
+    }
+    kept = {'run': self._run, 'about': dataclasses.asdict(about)}
+    args = ocp.args.Composite(
+      state=ocp.args.StandardSave(state._asdict()),
+      history=ocp.args.StandardSave(columns),
+      run=ocp.args.JsonSave(kept),
+    )
+    self._write(lambda: self._manager.save(about.step, args=args, force=True))
+
+  def close(self):
+    """Waits until all is written.
+
+    Raises:
+      OSError: as `save`.
+    """
+    self._write(self._manager.wait_until_finished)
+    self._manager.close()
+
+  def _write(self, action):
+    try:
+      action()
+    except Exception as error:  # of tensorstore's, Orbax's and Python's types
+      kept = ', '.join(map(str, self._manager.all_steps())) or 'none'
+      raise OSError(
+        f'A checkpoint cannot be written to {self._folder}: {_line(error)} '
+        f'Those before it are untouched: {kept}. Make room, and run the same '
+        'command.'
+      ) from error
+
+  def _read(self, step, item, args):
+    try:
+      found = self._manager.restore(
+        step, args=ocp.args.Composite(**{item: args})
+      )
+    except Exception as error:  # as in _write
+      raise ValueError(
+        f'The checkpoint {self._folder / str(step)} cannot be read: '
+        f'{_line(error)} Move it away to go on from the one before, or set '
+        '--config.output_dir to another folder.'
+      ) from error
+    return found[item]
+
+  def _check_space(self, state):
+    sizes = [leaf.nbytes for leaf in jax.tree.leaves(state)]
+    wanted, free = 2 * sum(sizes), shutil.disk_usage(self._folder).free
+    if free < wanted:
+      raise OSError(
+        f'{self._folder} has room for {free / 1e9:.1f} GB, and a checkpoint '
+        f'takes {wanted / 2e9:.1f}, a new one beside the last; make room, or '
+        'set --config.output_dir to another folder.'
+      )
+
+  def _check_same(self, step):
+    theirs = self._read(step, 'run', ocp.args.JsonRestore())['run']
+    differ = [
+      f'{key} was {theirs.get(key)!r}, now {self._run.get(key)!r}'
+      for key in sorted(theirs.keys() | self._run.keys())
+      if key not in _FREE and theirs.get(key) != self._run.get(key)
+    ]
+    if differ:
+      raise ValueError(
+        f'The checkpoint {self._folder / str(step)} is of another run: '
+        f'{"; ".join(differ[:5])}. Use its config, or set '
+        '--config.output_dir to another folder.'
+      )
+
+
+class _Best(preservation_policy.PreservationPolicy):
+  """Keeps the step that was the best when it was asked."""
+
+  def __init__(self, checkpoints):
+    self._checkpoints = checkpoints
+
+  def should_preserve(self, checkpoints, *, context):
+    del context
+    return [c.step == self._checkpoints._best_step for c in checkpoints]
+
+
+def _is_step(name):
+  """Of Orbax: a step, one half-written, or what it knows of the folder."""
+  return name.split('.')[0].isdigit() or name.startswith('_')
+
+
+def _plain(run):
+  """A nested dict as a flat one, of what JSON keeps."""
+  flat = {}
+
+  def add(prefix, value):
+    if isinstance(value, dict):
+      for key, inner in value.items():
+        add(f'{prefix}.{key}' if prefix else str(key), inner)
+    else:
+      flat[prefix] = list(value) if isinstance(value, tuple) else value
+
+  add('', run)
+  return flat
+
+
+def _abstract(tree):
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree
+  )
+
+
+def _line(error):
+  """An error as one line, not too long, that ends with a full stop."""
+  text = ' '.join(str(error).split())
+  return (text if len(text) < 300 else text[:300] + ' ...').rstrip('.') + '.'

@@ -1,0 +1,157 @@
+"""What a run tells while it goes on: JSON lines, TensorBoard, a profile."""
+
+import json
+import pathlib
+import resource
+import sys
+import time
+
+import jax
+import numpy as np
+
+from experiments import report
+
+
+class Log:
+  """A `watch` of `train.FineTuning.run`.
+
+  `metrics.jsonl` gets a line every `config.log_every` steps: step; loss and the
+  shares of layers selected and decayed, means since the line before; learning
+  rate; |theta - theta_0|; images a second; seconds left; the memory's peak in
+  bytes, of the fullest device, or of the process where devices do not tell.
+  (Speed and time from the second line on.) Under SPD `layers.jsonl` gets one of
+  `{name: [layers]}`, its first line the names of the layers. A run that goes on
+  drops the lines after its checkpoint.
+  """
+
+  def __init__(self, folder, config, rate, layer_names, bar):
+    """Opens the files; in the first process of several alone.
+
+    Args:
+      folder: of the run; it exists.
+      config: `num_steps`, `batch_size`, `log_every`, `tensorboard`, `profile`.
+      rate: step -> learning rate.
+      layer_names: of SPD's vectors.
+      bar: with `set_postfix` and `update`.
+
+    Raises:
+      ModuleNotFoundError: TensorBoard is wanted and tensorboardX is not there.
+    """
+    self._folder = pathlib.Path(folder)
+    self._config, self._rate, self._bar = config, rate, bar
+    self._layer_names = layer_names
+    self._since, self._seen = None, []
+    self._writes = jax.process_index() == 0
+    self._board = None
+    if config.tensorboard and self._writes:
+      try:
+        import tensorboardX  # noqa: F401
+      except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+          f"{error}; install this project's extra `.[tensorboard]`, or set "
+          '--config.tensorboard=False.'
+        ) from error
+    self._traces = False
+    self._trace(0)
+
+  def __call__(self, step, metrics, layers):
+    """See `train.FineTuning.run`."""
+    if self._since is None:
+      self._start(step)
+    self._bar.set_postfix(loss=f'{metrics["loss"]:.3f}', refresh=False)
+    self._bar.update()
+    self._trace(step)
+    self._seen.append(metrics)
+    if step % self._config.log_every and step != self._config.num_steps:
+      return
+    shares = [key for key in ('selected', 'decayed') if key in metrics]
+    line = {
+      'step': step,
+      **{k: _mean(self._seen, k) for k in ('loss', *shares)},
+      'deviation': metrics['deviation'],
+      'learning_rate': self._rate(step),
+      'peak_bytes': _peak_bytes(),
+    }
+    (since, before), now = self._since, time.perf_counter()
+    if step > before:
+      rate = (step - before) / (now - since)
+      line['images_per_second'] = rate * self._config.batch_size
+      line['seconds_left'] = (self._config.num_steps - step) / rate
+    self._since, self._seen = (now, step), []
+    layers = {k: v.tolist() for k, v in jax.device_get(layers).items()}
+    if self._writes:
+      _append(self._folder / 'metrics.jsonl', line)
+      if layers:
+        _append(self._folder / 'layers.jsonl', {'step': step, **layers})
+      if self._board:
+        self._show(step, line, layers)
+
+  def _start(self, step):
+    """Where this process begins; what is written of later steps is dropped."""
+    self._since = time.perf_counter(), step
+    self._bar.update(step - 1)
+    if not self._writes:
+      return
+    names = [{'layers': list(self._layer_names)}] if self._layer_names else []
+    for file, first in (('metrics.jsonl', []), ('layers.jsonl', names)):
+      kept = [
+        line
+        for line in _read(self._folder / file)
+        if line.get('step', step) < step
+      ]
+      lines = [json.dumps(line) + '\n' for line in [*first, *kept]]
+      if first or file == 'metrics.jsonl':
+        report.write(self._folder / file, ''.join(lines))
+    if self._config.tensorboard:
+      import tensorboardX
+
+      self._board = tensorboardX.SummaryWriter(
+        str(self._folder / 'tensorboard'), purge_step=step
+      )
+
+  def _trace(self, step):
+    # The next step to start is two after the one that is told.
+    if self._config.profile and max(self._config.profile - 2, 0) == step:
+      jax.profiler.start_trace(self._folder / 'profile')
+      self._traces = True
+    if self._traces and step > self._config.profile:
+      jax.profiler.stop_trace()
+      self._traces = False
+
+  def _show(self, step, line, layers):
+    for key, value in line.items():
+      if key != 'step':
+        self._board.add_scalar(key, value, step)
+    for key, values in layers.items():
+      for name, value in zip(self._layer_names, values, strict=True):
+        self._board.add_scalar(f'{key}/{name}', value, step)
+    self._board.flush()
+
+
+def _mean(seen, key):
+  return float(np.mean([metrics[key] for metrics in seen]))
+
+
+def _append(path, line):
+  with path.open('a') as file:
+    file.write(json.dumps(line) + '\n')
+
+
+def _read(path):
+  """The lines of a file, but for one that was cut short."""
+  lines = []
+  if path.exists():
+    for text in path.read_text().splitlines():
+      try:
+        lines.append(json.loads(text))
+      except json.JSONDecodeError:
+        break
+  return lines
+
+
+def _peak_bytes():
+  stats = [device.memory_stats() for device in jax.local_devices()]
+  if all(stats):
+    return max(found['peak_bytes_in_use'] for found in stats)
+  unit = 1 if sys.platform == 'darwin' else 1024
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

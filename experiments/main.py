@@ -1,0 +1,177 @@
+"""One run of a study: a method, a seed, and checkpoints to go on from.
+
+python -m experiments.main [--config=STUDY[:ARG]] --method=NAME [--seed=N]
+                           [--distributed=auto] [--config.KEY=VALUE]
+
+The same command goes on where a run was stopped or killed. On several machines
+start it in one process on each, with --distributed. Writes checkpoints, the
+metrics of the steps, and at the end the rows of the method and of its averages
+to config.output_dir/METHOD_SEED; `python -m experiments.report` prints the
+table of the rows of several runs.
+"""
+
+import pathlib
+import sys
+
+import jax
+from absl import app, flags, logging
+
+from experiments import (
+  checkpoint,
+  cli,
+  log,
+  optimizers,
+  parallel,
+  report,
+  study,
+  train,
+)
+
+
+def run(config, name, seed):
+  """Runs a method of a study, or goes on with it.
+
+  Args:
+    config: the study; it is checked, and changed as `study.check` does.
+    name: key of `config.methods`.
+    seed: of the run.
+
+  Returns:
+    The rows: the method's, and those of the averages of it.
+
+  Raises:
+    ValueError, OSError, ModuleNotFoundError: saying what to change.
+    FloatingPointError, train.Stopped: as `train.FineTuning.run`.
+  """
+  if name not in config.methods or config.methods[name].average_of:
+    known = [k for k, m in config.methods.items() if not m.average_of]
+    raise ValueError(
+      f'--method={name} is none of the study; it is one of {", ".join(known)}.'
+    )
+  opened = study.check(config)
+  method = config.methods[name]
+  folder = run_folder(config, name, seed)
+  cli.check_output(folder)
+  checkpoints = _checkpoints(config, name, seed) if method.optimizer else None
+  model = study.load_model(config, opened['train'].class_names)
+  fine_tuning, sets = study.load(config, opened, model, cli.progress)
+  result = train.Run(fine_tuning.pretrained, None, {}, None, None)
+  if method.optimizer:
+    origin = None
+    if method.starts_from:
+      origin = best_of(config, fine_tuning, method.starts_from, seed)
+    result = _train(config, fine_tuning, name, seed, origin, checkpoints)
+  found = {name: result}
+  for other, average in config.methods.items():
+    if average.average_of == name:
+      params = train.wise_ft(
+        fine_tuning.pretrained, result.params, average.alpha
+      )
+      found[other] = train.Run(params, result.step, {}, None, None)
+  about = {
+    'title': config.title,
+    **report.provenance(),
+    'means': config.means.to_dict(),
+  }
+  rows = [
+    {
+      **about,
+      'method': key,
+      'label': report.label(config.methods[key]),
+      'seed': seed,
+      **fine_tuning.describe(one, sets),
+    }
+    for key, one in found.items()
+  ]
+  if jax.process_index() == 0:
+    report.write_jsonl(folder / 'rows.jsonl', rows)
+  return rows
+
+
+def run_folder(config, name, seed):
+  """Where a run of a study writes to."""
+  return pathlib.Path(config.output_dir, f'{name}_{seed}')
+
+
+def best_of(config, fine_tuning, name, seed):
+  """The params that another run of the study chose.
+
+  Raises:
+    FileNotFoundError: it has not ended.
+    ValueError: its checkpoint is not of this study.
+  """
+  checkpoints = _checkpoints(config, name, seed)
+  like = fine_tuning.init(
+    *optimizers.from_config(config, config.methods[name]),
+    fine_tuning.pretrained,
+  )
+  last = checkpoints.restore(like)
+  if last is None or last[2].step < config.num_steps:
+    raise FileNotFoundError(
+      f'The run of {name!r} with seed {seed} has not ended, which this one '
+      f'starts from; run --method={name} --seed={seed} first.'
+    )
+  best, _, _ = checkpoints.restore(like, last[2].best_step)
+  checkpoints.close()
+  return best.shown
+
+
+def _checkpoints(config, name, seed):
+  method = config.methods[name]
+  about = config.to_dict() | {'methods': {name: method.to_dict()}, 'seed': seed}
+  folder = run_folder(config, name, seed)
+  return checkpoint.Checkpoints(folder / 'checkpoints', about, config.keep)
+
+
+def _train(config, fine_tuning, name, seed, origin, checkpoints):
+  method = config.methods[name]
+  transform, strength = optimizers.from_config(config, method)
+  bar = cli.progress(config.num_steps, report.label(method), 'step')
+  bar.disable = jax.process_index() > 0
+  with bar:
+    watch = log.Log(
+      run_folder(config, name, seed),
+      config,
+      lambda step: transform.rate(step, strength),
+      transform.layer_names(fine_tuning.pretrained),
+      bar,
+    )
+    return fine_tuning.run(
+      transform, strength, seed, origin, watch, checkpoints
+    )
+
+
+def main(argv):
+  values = flags.FLAGS
+  try:
+    if argv[1:]:
+      raise ValueError(f'{argv[1]!r} is no flag; see --help.')
+    if values.distributed:
+      parallel.start(values.distributed)
+    cli.keep_programs(values.config.cache_dir)
+    rows = run(values.config, values.method, values.seed)
+  except train.Stopped as stopped:
+    print(f'main: {stopped}; the same command goes on.')
+    return
+  except FloatingPointError as error:
+    sys.exit(f'\nmain: {error} The checkpoints before it are kept.')
+  except (ValueError, OSError, ModuleNotFoundError) as error:
+    sys.exit(f'main: {error}')
+  if jax.process_index() == 0:
+    print(f'\n{report.table(rows, rows[0]["means"])}\n')
+    folder = run_folder(values.config, values.method, values.seed)
+    print(f'{folder}/: {", ".join(sorted(p.name for p in folder.iterdir()))}')
+
+
+if __name__ == '__main__':
+  logging.set_verbosity(logging.WARNING)
+  flags.DEFINE_string('method', None, 'Of config.methods.', required=True)
+  flags.DEFINE_integer('seed', 0, 'Of data order, augmentation, drop path.')
+  flags.DEFINE_string(
+    'distributed',
+    '',
+    "'auto' on a TPU pod or under SLURM; else HOST:PORT,PROCESSES,INDEX, the "
+    'address of the first process.',
+  )
+  cli.define_config('main')
+  app.run(main)

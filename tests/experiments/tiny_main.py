@@ -1,0 +1,15 @@
+"""`experiments.main` with a tiny model: python -m tests.experiments.tiny_main.
+
+The flags are those of `experiments.main`; --config is `tiny_study.py` here.
+"""
+
+import os
+import runpy
+
+from tests.experiments import tiny_study
+
+if __name__ == '__main__':
+  tiny_study.install()
+  if 'TINY_DELAY' in os.environ:
+    tiny_study.slow_down(float(os.environ['TINY_DELAY']))
+  runpy.run_module('experiments.main', run_name='__main__', alter_sys=True)
