@@ -1,13 +1,14 @@
 """What a step of SPD costs: on this machine, or by the TPU compiler.
 
 python -m experiments.benchmark [--case=optimizer|train|lora] [--model=vit_b16]
-    [--dtype=float32|bfloat16] [--layout=replicated|fsdp] [--topology=v5e:4x4]
-    [--growth] [--steps=N] [--output_dir=DIR]
+    [--dtype=float32|bfloat16] [--layout=replicated|fsdp] [--growth]
+    [--topology=v5e:4x4,...] [--steps=N] [--output_dir=DIR]
 
 Every method takes the same step, A B A B, so that a noisy machine favours none;
-ratios are to AdamW's step of the same round. `--topology` compiles for a TPU
-that need not be there, and counts (extra `tpu`). Prints a table, and writes it
-and its rows to --output_dir. `--growth` does so for ever larger models.
+ratios are to AdamW's step of the same round. `--topology` compiles for TPUs
+that need not be there, and counts (extra `tpu`). Prints a table, and writes its
+rows to --output_dir. `--growth` does so for ever larger models and ever more
+devices, with a plot; topologies come after the devices here.
 """
 
 import collections
@@ -521,8 +522,10 @@ def plot_growth(rows, path):
     ('tensors', 'tensors, 8 M parameters', 'ms', 'ms a step'),
     ('tensors', 'tensors, 8 M parameters', 'compile_s', 's to compile'),
     ('devices', 'devices on one CPU, FSDP', 'ms', 'ms a step'),
+    ('topology', 'TPU chips, FSDP', 'hbm_bytes', 'HBM bytes a step and chip'),
   ]
-  figure = Figure(figsize=(11, 3.2), layout='constrained')
+  panels = [p for p in panels if any(row['axis'] == p[0] for row in rows)]
+  figure = Figure(figsize=(2.8 * len(panels), 3), layout='constrained')
   for axes, (axis, label, key, unit) in zip(
     figure.subplots(1, len(panels)), panels, strict=True
   ):
@@ -531,7 +534,7 @@ def plot_growth(rows, path):
       x, y = [r['x'] for r in found], [r[key] for r in found]
       axes.plot(x, y, marker='o', markersize=3, label=method)
     axes.set(xscale='log', yscale='log', xlabel=label, ylabel=unit)
-    if axis == 'devices':
+    if axis in ('devices', 'topology'):
       axes.set_xticks(x, [str(n) for n in x])
       axes.set_xticks([], minor=True)
     axes.spines[['top', 'right']].set_visible(False)
@@ -551,8 +554,8 @@ flags.DEFINE_enum(
   'layout', 'replicated', list(parallel.LAYOUTS), 'Params and state.'
 )
 flags.DEFINE_integer('steps', 20, 'To time.', lower_bound=1)
-flags.DEFINE_multi_string(
-  'topology', [], 'Of a TPU, such as v5e:4x4; only counts.'
+flags.DEFINE_list(
+  'topology', [], 'Of TPUs, such as v5e:4x4,v5e:8x8; only counts.'
 )
 flags.DEFINE_bool('growth', False, 'Ever larger models, instead of a case.')
 flags.DEFINE_string('output_dir', 'runs/benchmark', 'For rows and tables.')
@@ -561,7 +564,9 @@ flags.DEFINE_string('output_dir', 'runs/benchmark', 'For rows and tables.')
 def _main(argv):
   if argv[1:]:
     sys.exit(f'benchmark: {argv[1]!r} is no flag; see --help.')
-  # Before a backend starts.
+  # Before a backend starts. Compiling is timed, and what is compiled for a
+  # topology cannot be read back.
+  jax.config.update('jax_enable_compilation_cache', False)
   if FLAGS.growth:
     jax.config.update('jax_num_cpu_devices', 8)  # that share the cores
   if FLAGS.topology:

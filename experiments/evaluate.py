@@ -8,6 +8,10 @@ import numpy as np
 from experiments import parallel
 from experiments.data import pipeline
 
+# Images that threads have read before the first process has started: every
+# evaluation starts its own.
+_FEW = 2000
+
 
 class EvalSet(NamedTuple):
   """A labelled set.
@@ -15,7 +19,7 @@ class EvalSet(NamedTuple):
   Attributes:
     source: of examples, as `data.sources.open_source` returns it.
     transforms: from its images to the inputs of the model.
-    num_workers: processes that read it; 0 for threads.
+    num_workers: processes that read it, where it is large; 0 for threads.
     classes: bools [C], the classes that it has; None for all.
   """
 
@@ -29,11 +33,12 @@ class EvalSet(NamedTuple):
 
     They are full; the last example fills the last one.
     """
+    is_large = len(self.source) > _FEW
     return pipeline.eval_batches(
       self.source,
       self.transforms,
       batch_size=batch_size,
-      num_workers=self.num_workers,
+      num_workers=self.num_workers if is_large else 0,
       shard=parallel.shard(),
     )
 

@@ -9,6 +9,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec as P
@@ -34,6 +35,7 @@ ENTRY %main (a: f32[8,128], b: f32[8,128]) -> (f32[8,128], bf16[8,128]) {
   %fusion = (f32[8,128]{1,0:S(1)}, bf16[8,128]) fusion(%done, %b), kind=kLoop
   %sum = f32[8,128]{1,0:T(8,128)S(1)} get-tuple-element(%fusion), index=0
   %half = bf16[8,128]{1,0} get-tuple-element(%fusion), index=1
+  %joined = f32[16,128]{1,0} custom-call(%a, %b), target="ConcatBitcast"
   %all = (f32[], f32[]) all-reduce-start(%x, %y), replica_groups={{0,1}}
   %gather = f32[16,128]{1,0} all-gather(%half), dimensions={0}
   ROOT %tuple = (f32[8,128], bf16[8,128]) tuple(%sum, %half)
@@ -45,7 +47,7 @@ def test_bytes_are_those_of_main_memory():
   unit = 8 * 128 * 4
   # copy-start reads a; slice-start reads two rows of b; the fusion reads b and
   # writes half; the all-reduce writes two floats; the gather reads half and
-  # writes [16, 128].
+  # writes [16, 128]. What is joined in place is not moved.
   expected = unit + unit // 4 + unit + unit // 2 + 8 + unit // 2 + 2 * unit
   assert benchmark.hbm_bytes(PROGRAM) == expected
 
@@ -88,6 +90,44 @@ def test_rows_of_the_optimizer():
   assert '1.00 (1.00 to 1.00)' in lines[2]
 
 
+def test_ratios_are_to_adamw_s_step_of_the_round(monkeypatch):
+  case = benchmark.growing_case(4 * 64 * 32, 4)
+  mesh = parallel.mesh_of(jax.devices()[:1])
+  times = {'adamw': [1, 2, 1], 'adam_spd': [2, 2, 6], 'chain': [1, 2, 1]}
+  seconds = {method: np.array(t) for method, t in times.items()}
+  monkeypatch.setattr(benchmark, 'measure', lambda *_: seconds)
+  _, adam_spd, chain = benchmark.bench(case, mesh, num_steps=3)
+  assert adam_spd['ratio'] == 2  # of 2, 1 and 6
+  assert adam_spd['ratio_quartiles'] == [1.5, 4]
+  assert adam_spd['ms'] == 2000
+  assert adam_spd['gflops'] == adam_spd['flops'] / 2e9
+  assert chain['ratio'] == 1
+
+
+def test_methods_take_turns_and_go_on_from_where_they_were():
+  case = benchmark.growing_case(64, 1)
+  mesh = parallel.mesh_of(jax.devices()[:1])
+  calls = []
+
+  def program(method):
+    def step(count, params, batch, frozen):
+      calls.append((method, int(count)))
+      return count + 1, params
+
+    tx = optax.GradientTransformation(lambda params: jnp.zeros(()), None)
+    on_one = parallel.replicated((0, case.params, case.params, None), mesh)
+    return benchmark.Program(step, tx, on_one, 0.0)
+
+  programs = {method: program(method) for method in ('a', 'b')}
+  seconds = benchmark.measure(case, programs, 3)
+  # The first two are not timed.
+  assert calls == [(method, i) for i in range(5) for method in ('a', 'b')]
+  assert {method: len(times) for method, times in seconds.items()} == {
+    'a': 3,
+    'b': 3,
+  }
+
+
 @pytest.mark.parametrize('lora_rank', [0, 2])
 def test_a_train_step_runs_and_lora_has_no_anchor(lora_rank, monkeypatch):
   sizes = {'width': 16, 'depth': 2, 'num_heads': 2, 'mlp_dim': 32, 'grid': 5}
@@ -110,7 +150,8 @@ def test_a_train_step_runs_and_lora_has_no_anchor(lora_rank, monkeypatch):
   anchor = 0 if lora_rank else 4 * adam_spd['params']
   more = adam_spd['state_bytes'] - adamw['state_bytes']
   assert more == anchor + 6 * 4 * tensors + 4
-  assert adam_spd['flops'] > 0
+  # Adam alone takes 15 a parameter.
+  assert adamw['flops'] > 60 * adamw['params']
 
 
 def test_sharded_over_eight_devices():
@@ -143,15 +184,71 @@ def test_layouts():
   assert parallel.split_batch(tree, mesh)['w'].spec == P('data')
 
 
-def test_growth_is_drawn(tmp_path):
+def test_growth_is_drawn(tmp_path, monkeypatch):
+  axes = ('params', 'tensors', 'devices', 'topology')
+  keys = ('ms', 'compile_s', 'hbm_bytes')
+  methods = list(benchmark.METHODS)
+
+  def value(axis, key, x, method):
+    i, j = axes.index(axis), keys.index(key)
+    return x + methods.index(method) + 10 * i + 50 * j
+
   rows = [
-    {'axis': a, 'x': x, 'method': m, 'ms': x, 'compile_s': x}
-    for a in ('params', 'tensors', 'devices')
-    for x in (1, 10, 100)
-    for m in benchmark.METHODS
+    {'axis': axis, 'x': x, 'method': method}
+    | {key: value(axis, key, x, method) for key in keys}
+    for axis in axes
+    for x in (10, 100)
+    for method in methods
   ]
+  figures = []
+  save = benchmark.Figure.savefig
+
+  def savefig(figure, *args, **kwargs):
+    figures.append(figure)
+    save(figure, *args, **kwargs)
+
+  monkeypatch.setattr(benchmark.Figure, 'savefig', savefig)
   benchmark.plot_growth(rows, tmp_path / 'growth.png')
-  assert (tmp_path / 'growth.png').stat().st_size > 10_000
+  assert (tmp_path / 'growth.png').exists()
+  drawn = [
+    [line.get_xydata().tolist() for line in panel.lines]
+    for panel in figures[0].axes
+  ]
+  assert drawn == [
+    [[[x, value(axis, key, x, m)] for x in (10, 100)] for m in methods]
+    for axis, key in (
+      ('params', 'ms'),
+      ('tensors', 'ms'),
+      ('tensors', 'compile_s'),
+      ('devices', 'ms'),
+      ('topology', 'hbm_bytes'),
+    )
+  ]
+  # Without libtpu there is no topology.
+  benchmark.plot_growth(rows[:-6], tmp_path / 'growth.png')
+  assert len(figures[1].axes) == 4
+
+
+def test_what_grows(monkeypatch):
+  def bench(case, mesh, **kwargs):
+    return [{'params': case.params, 'devices': mesh.size, **kwargs}]
+
+  monkeypatch.setattr(benchmark, 'bench', bench)
+  mesh = parallel.mesh_of(jax.devices())
+  found = {}
+  for axis, x, rows in benchmark.growth(3, {'v5e:2x4': mesh}):
+    found.setdefault(axis, []).append((x, rows[0]))
+  for axis, sizes in benchmark.GROWTH.items():
+    place = ('params', 'tensors').index(axis)
+    assert [x for x, _ in found[axis]] == [size[place] for size in sizes]
+    for _, row in found[axis]:
+      assert (row['devices'], row['num_steps']) == (1, 3)
+  assert [x for x, _ in found['devices']] == [1, 2, 4, 8]
+  for x, row in found['devices']:
+    assert (row['devices'], row['num_steps'], row['layout']) == (x, 3, 'fsdp')
+  ((x, row),) = found['topology']
+  assert (x, row['topology'], row['layout']) == (8, 'v5e:2x4', 'fsdp')
+  assert 'num_steps' not in row  # there is nothing to time
 
 
 def test_growing_cases_have_the_size_they_are_drawn_at():

@@ -3,11 +3,12 @@
 import json
 import subprocess
 import sys
+import types
 
 import jax
 import pytest
 
-from experiments import cli, compare, study
+from experiments import compare, study
 from experiments.configs import elpv
 
 FILES = {'table.md', 'rows.jsonl', 'results.json', 'plane.png', 'steps.png'}
@@ -170,15 +171,23 @@ def test_help_shows_the_defaults():
 
 
 def test_programs_are_kept_for_the_next_run(tmp_path, monkeypatch):
+  flags = types.SimpleNamespace(
+    config=elpv.get_config(), seeds=0, methods=None, full=False
+  )
+  monkeypatch.setattr(compare.flags, 'FLAGS', flags)
+  monkeypatch.setenv('HOME', str(tmp_path))
+
+  def folder():
+    with pytest.raises(SystemExit, match='num_seeds is 0'):
+      compare.main(['compare'])
+    return jax.config.jax_compilation_cache_dir
+
   known = jax.config.jax_compilation_cache_dir
   assert known  # the tests' own goes before a config's
-  cli.keep_programs(tmp_path)
-  assert jax.config.jax_compilation_cache_dir == known
-  monkeypatch.setenv('HOME', str(tmp_path))
+  assert folder() == known
   try:
     jax.config.update('jax_compilation_cache_dir', None)
-    cli.keep_programs(elpv.get_config().cache_dir)
-    found = jax.config.jax_compilation_cache_dir
+    found = folder()
   finally:
     jax.config.update('jax_compilation_cache_dir', known)
   assert found == str(tmp_path / '.cache/optax_spd')

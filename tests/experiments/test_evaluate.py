@@ -43,3 +43,16 @@ def test_every_set_is_reported():
     np.testing.assert_array_equal(outputs, sets[name].source.inputs)
     np.testing.assert_array_equal(labels, sets[name].source.labels)
     assert classes is sets[name].classes
+
+
+def test_processes_read_large_sets_only(monkeypatch):
+  """They take seconds to start, for every evaluation."""
+  asked = []
+  monkeypatch.setattr(
+    evaluate.pipeline,
+    'eval_batches',
+    lambda *_, num_workers, **kwargs: asked.append(num_workers),
+  )
+  for n in (20, 20_000):
+    a_set(np.zeros(n), num_workers=2).batches(4)
+  assert asked == [0, 2]

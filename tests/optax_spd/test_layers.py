@@ -337,7 +337,10 @@ def _only(options):
 def test_what_is_stacked_and_what_is_not():
   """In a ViT two parameters of three are small."""
   params = {
-    'kernel': jnp.ones((256, 256)),
+    'big1': jnp.ones((128, 129)),
+    'big2': jnp.ones((128, 129)),
+    'small1': jnp.ones((128, 128)),
+    'small2': jnp.ones((128, 128)),
     'bias1': jnp.ones(8),
     'bias2': jnp.ones(8),
     'narrow': jnp.ones(8, jnp.bfloat16),
@@ -346,6 +349,16 @@ def test_what_is_stacked_and_what_is_not():
   layers = _layers.Layers.of('test', params)
   names = [leaf.name[0] for leaf in layers.leaves]
   groups = [[names[i] for i in group] for group in layers.groups()]
-  assert groups == [['bias1', 'bias2'], ['kernel'], ['longer'], ['narrow']]
+  assert groups == [
+    ['bias1', 'bias2'],
+    ['big1'],
+    ['big2'],
+    ['longer'],
+    ['narrow'],
+    ['small1', 'small2'],
+  ]
   kept = [optax.MaskedNode() if n == 'bias1' else 0.0 for n in names]
-  assert len(layers.groups(kept)) == 5
+  assert len(layers.groups(kept)) == 7
+  axes = {name: int(name == 'bias1') for name in params}
+  layers = _layers.Layers.of('test', params, layer_axes=axes)
+  assert len(layers.groups()) == 7
