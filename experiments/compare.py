@@ -73,9 +73,9 @@ def run(config, fine_tuning, sets, save=lambda rows: None):
   total = config.num_seeds * trained * config.num_steps
   with cli.progress(total, 'training', 'step') as bar:
 
-    def count(step, metrics, layers):
-      del step, layers
-      bar.set_postfix(loss=f'{metrics["loss"]:.3f}', refresh=False)
+    def count(history, layers):
+      del layers
+      bar.set_postfix(loss=f'{history[-1]["loss"]:.3f}', refresh=False)
       bar.update()
 
     for seed in range(config.num_seeds):

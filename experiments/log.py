@@ -40,7 +40,7 @@ class Log:
     self._folder = pathlib.Path(folder)
     self._config, self._rate, self._bar = config, rate, bar
     self._layer_names = layer_names
-    self._since, self._seen = None, []
+    self._since = None
     self._writes = jax.process_index() == 0
     self._board = None
     if config.tensorboard and self._writes:
@@ -54,20 +54,22 @@ class Log:
     self._traces = False
     self._trace(0)
 
-  def __call__(self, step, metrics, layers):
+  def __call__(self, history, layers):
     """See `train.FineTuning.run`."""
+    step, metrics = len(history), history[-1]
     if self._since is None:
       self._start(step)
     self._bar.set_postfix(loss=f'{metrics["loss"]:.3f}', refresh=False)
     self._bar.update()
     self._trace(step)
-    self._seen.append(metrics)
-    if step % self._config.log_every and step != self._config.num_steps:
+    every = self._config.log_every
+    if step % every and step != self._config.num_steps:
       return
+    seen = history[(step - 1) // every * every :]
     shares = [key for key in ('selected', 'decayed') if key in metrics]
     line = {
       'step': step,
-      **{k: _mean(self._seen, k) for k in ('loss', *shares)},
+      **{k: _mean(seen, k) for k in ('loss', *shares)},
       'deviation': metrics['deviation'],
       'learning_rate': self._rate(step),
       'peak_bytes': _peak_bytes(),
@@ -77,7 +79,7 @@ class Log:
       rate = (step - before) / (now - since)
       line['images_per_second'] = rate * self._config.batch_size
       line['seconds_left'] = (self._config.num_steps - step) / rate
-    self._since, self._seen = (now, step), []
+    self._since = now, step
     layers = {k: v.tolist() for k, v in jax.device_get(layers).items()}
     if self._writes:
       _append(self._folder / 'metrics.jsonl', line)

@@ -174,12 +174,14 @@ def main(argv):
 
 
 def _fail(message):
-  """Ends with a line. With other processes at once, so that they notice."""
+  """Ends with a line, and at once.
+
+  So that other processes of the run notice it, and no thread of a checkpoint
+  that failed speaks after it.
+  """
+  sys.stdout.flush()
   print(f'\nmain: {message}', file=sys.stderr, flush=True)
-  if flags.FLAGS.distributed:
-    sys.stdout.flush()
-    os._exit(1)
-  sys.exit(1)
+  os._exit(1)
 
 
 if __name__ == '__main__':

@@ -1,5 +1,6 @@
 """Fine-tuning: pretrained params -> anchor -> optimizer -> steps -> choice."""
 
+import contextlib
 import dataclasses
 import functools
 import time
@@ -168,9 +169,9 @@ class FineTuning:
       strength: the arguments of its `make`, as a dict of numbers.
       seed: of the order of the data, of augmentation, mixing and drop path.
       start: params to start from, and to anchor to; None for theta_0.
-      watch: called after every step, one step late, with its number, its
-        metrics (the columns of `Run.history`) and, under SPD, the `LAYERS`,
-        `{name: array [layers]}` on the device, else {}.
+      watch: called after every step, one step late, with the list of the
+        metrics of every step so far (each a row of `Run.history`) and, under
+        SPD, the `LAYERS`, `{name: array [layers]}` on the device, else {}.
       checkpoints: a `checkpoint.Checkpoints` to go on from and to save to; None
         for none.
 
@@ -232,45 +233,45 @@ class FineTuning:
           f'{strength["learning_rate"]:g}.'
         )
       if watch:
-        watch(step, history[-1], layers)
+        watch(history, layers)
 
-    batches = self.train(seed, first - 1)
     since = time.perf_counter()
-    for step in range(first, config.num_steps + 1):
-      waiting_since = time.perf_counter()
-      rows = next(batches)
-      if step > first:
-        about.waited += time.perf_counter() - waiting_since
-      batch = layout.put_batch(rows, stacked=layout.pmap)
-      state, metrics = step_fn(state, batch, seed, step, strength)
-      # A step behind, so that the device has work while the host looks.
-      if running:
+    with contextlib.closing(self.train(seed, first - 1)) as batches:
+      for step in range(first, config.num_steps + 1):
+        waiting_since = time.perf_counter()
+        rows = next(batches)
+        if step > first:
+          about.waited += time.perf_counter() - waiting_since
+        batch = layout.put_batch(rows, stacked=layout.pmap)
+        state, metrics = step_fn(state, batch, seed, step, strength)
+        # A step behind, so that the device has work while the host looks.
+        if running:
+          fetch()
+        running = step, rows, metrics
+        ends = step == config.num_steps
+        evaluates = ends or step % config.eval_every == 0
+        stops = checkpoints and checkpoints.stop_wanted(step)
+        saves = checkpoints and (
+          evaluates or stops or step % config.save_every == 0
+        )
+        if not (evaluates or saves):
+          continue
         fetch()
-      running = step, rows, metrics
-      ends = step == config.num_steps
-      evaluates = ends or step % config.eval_every == 0
-      stops = checkpoints and checkpoints.stop_wanted(step)
-      saves = checkpoints and (
-        evaluates or stops or step % config.save_every == 0
-      )
-      if not (evaluates or saves):
-        continue
-      fetch()
-      running, about.step = None, step
-      about.seconds += time.perf_counter() - since
-      at_rest = leave(state)
-      if evaluates:
-        found = self.evaluate(at_rest.shown, {'val': self.val})['val']
-        quality = next(iter(found.values()))
-        if quality >= about.best:
-          about.best, about.best_step = quality, step
-          chosen = jax.tree.map(jnp.copy, at_rest.shown)
-      if saves:
-        checkpoints.save(at_rest, history, about)
-      since = time.perf_counter()
-      if stops and not ends:
-        checkpoints.close()
-        raise Stopped(f'stopped after step {step} of {config.num_steps}')
+        running, about.step = None, step
+        about.seconds += time.perf_counter() - since
+        at_rest = leave(state)
+        if evaluates:
+          found = self.evaluate(at_rest.shown, {'val': self.val})['val']
+          quality = next(iter(found.values()))
+          if quality >= about.best:
+            about.best, about.best_step = quality, step
+            chosen = jax.tree.map(jnp.copy, at_rest.shown)
+        if saves:
+          checkpoints.save(at_rest, history, about)
+        since = time.perf_counter()
+        if stops and not ends:
+          checkpoints.close()
+          raise Stopped(f'stopped after step {step} of {config.num_steps}')
     if chosen is None:  # before this process started
       chosen, _, _ = checkpoints.restore(leave(state), about.best_step)
       chosen = chosen.shown

@@ -396,8 +396,9 @@ class Block(nnx.Module):
     with jax.named_scope('norm1'):
       keys_NxD = queries = self.norm1(x_NxD)
     if class_token:
-      tokens = x_NxD.shape[0] // batch_size
-      x_NxD, queries = x_NxD[::tokens], queries[::tokens]
+      # Not [::tokens], whose gradient breaks the TPU compiler (libtpu 0.0.42).
+      rows = (batch_size, -1, x_NxD.shape[-1])
+      x_NxD, queries = (x.reshape(rows)[:, 0] for x in (x_NxD, queries))
     with jax.named_scope('attn'):
       y_NxD = self.attn(queries, keys_NxD, batch_size)
     if self.layer_scale:
