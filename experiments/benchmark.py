@@ -1,14 +1,16 @@
 """What a step of SPD costs: on this machine, or by the TPU compiler.
 
 python -m experiments.benchmark [--case=optimizer|train|lora] [--model=vit_b16]
-    [--dtype=float32|bfloat16] [--layout=replicated|fsdp] [--growth]
+    [--dtype=float32|bfloat16] [--layout=replicated,fsdp] [--growth]
     [--topology=v5e:4x4,...] [--steps=N] [--output_dir=DIR]
+python -m experiments.benchmark --config=STUDY --topology=v5e:4x4,...
 
 Every method takes the same step, A B A B, so that a noisy machine favours none;
 ratios are to AdamW's step of the same round. `--topology` compiles for TPUs
 that need not be there, and counts (extra `tpu`). Prints a table, and writes its
 rows to --output_dir. `--growth` does so for ever larger models and ever more
-devices, with a plot; topologies come after the devices here.
+devices, with a plot; topologies come after the devices here. With `--config`
+it is the train step of a study, and whether a slice of TPUs has room for it.
 """
 
 import collections
@@ -29,7 +31,7 @@ from absl import app, flags
 from flax import nnx
 from matplotlib.figure import Figure
 
-from experiments import parallel, report
+from experiments import cli, parallel, report, slices
 from experiments.models import heads, vit
 from optax_spd import adam_spd, spd
 
@@ -172,15 +174,13 @@ class Program(NamedTuple):
   seconds: float
 
 
-def compile_step(case, method, mesh, layout='replicated'):
-  """Compiles a method's step for the devices of a mesh.
+def compile_step(case, method, layout):
+  """Compiles a method's step for the devices of a layout.
 
   Args:
     case: a `Case`.
     method: key of `METHODS`.
-    mesh: as `parallel.mesh_of` makes it, of devices or of a topology's.
-    layout: key of `parallel.LAYOUTS`, for the params and the state; examples
-      are split over the devices.
+    layout: a `parallel.Layout`, of devices or of a topology's.
 
   Returns:
     A `Program`.
@@ -188,14 +188,12 @@ def compile_step(case, method, mesh, layout='replicated'):
   tx = METHODS[method](case.anchor)
   opt_state = jax.eval_shape(tx.init, case.params)
   batch = case.params if case.batch is None else case.batch
-  lay_out = parallel.LAYOUTS[layout]
-  split = lay_out if case.batch is None else parallel.split_batch
-  on_params = lay_out(case.params, mesh)
+  on_params = layout.shardings(case.params)
   shardings = (
-    parallel.like_params(tx, opt_state, on_params, mesh),
+    layout.shardings(opt_state),
     on_params,
-    split(batch, mesh),
-    lay_out(case.frozen, mesh),
+    on_params if case.batch is None else _all(batch, layout.split),
+    layout.shardings(case.frozen),
   )
   step = jax.jit(
     case.make_step(tx),
@@ -209,6 +207,10 @@ def compile_step(case, method, mesh, layout='replicated'):
   lowered = step.lower(opt_state, case.params, batch, case.frozen)
   compiled = lowered.compile()
   return Program(compiled, tx, shardings, time.perf_counter() - start)
+
+
+def _all(tree, sharding):
+  return jax.tree.map(lambda _: sharding, tree)
 
 
 def measure(case, programs, num_steps):
@@ -267,17 +269,23 @@ def count(case, program):
   """
   sizes = [x.size for x in jax.tree.leaves(case.params)]
   state = jax.tree.leaves(jax.eval_shape(program.tx.init, case.params))
-  compiled = program.compiled
-  costs, text = compiled.cost_analysis(), compiled.as_text()
   return {
     'params': sum(sizes),
     'tensors': len(sizes),
+    **count_program(program.compiled),
+    'state_bytes': sum(x.size * x.dtype.itemsize for x in state),
+  }
+
+
+def count_program(compiled):
+  """Of those the ones that are of the program, and of no state."""
+  costs, text = compiled.cost_analysis(), compiled.as_text()
+  return {
     'flops': costs['flops'],
     'bytes_accessed': costs['bytes accessed'],
     'hbm_bytes': hbm_bytes(text),
     'scratch_bytes': compiled.memory_analysis().temp_size_in_bytes,
     'collectives': collectives(text),
-    'state_bytes': sum(x.size * x.dtype.itemsize for x in state),
   }
 
 
@@ -345,13 +353,12 @@ def collectives(text):
   return dict(collections.Counter(found))
 
 
-def bench(case, mesh, *, layout='replicated', num_steps=0):
+def bench(case, layout, num_steps=0):
   """The rows of a case: one of each method, with its ratios to AdamW's.
 
   Args:
     case: a `Case`.
-    mesh: as `parallel.mesh_of` makes it.
-    layout: key of `parallel.LAYOUTS`.
+    layout: a `parallel.Layout`.
     num_steps: to time; 0 counts only, as a topology needs.
 
   Returns:
@@ -359,15 +366,13 @@ def bench(case, mesh, *, layout='replicated', num_steps=0):
     the numbers of `count`; where steps were timed, ms (median), ratio to
     AdamW (median over rounds) and the ratio's quartiles.
   """
-  programs = {
-    method: compile_step(case, method, mesh, layout) for method in METHODS
-  }
+  programs = {method: compile_step(case, method, layout) for method in METHODS}
   rows = [
     {
       'case': case.name,
       'method': method,
-      'layout': layout,
-      'devices': mesh.size,
+      'layout': layout.name,
+      'devices': layout.num_devices,
       'compile_s': program.seconds,
       **count(case, program),
     }
@@ -440,7 +445,7 @@ def table(rows):
 
 
 def topology(name):
-  """A mesh of a TPU's devices, for the compiler alone.
+  """A TPU's devices, for the compiler alone.
 
   Args:
     name: such as 'v5e:4x4', 'v5p:4x4x4' or 'v6e:16x16'.
@@ -465,7 +470,7 @@ def topology(name):
     raise ValueError(
       f'--topology={name} is none that libtpu knows: {reason}'
     ) from None
-  return parallel.mesh_of(found.devices)
+  return found.devices
 
 
 GROWTH = {
@@ -483,17 +488,17 @@ def growing_case(num_params, num_tensors):
   return optimizer_case(f'{rows} x {columns}, {num_tensors} tensors', params)
 
 
-def growth(num_steps, meshes):
+def growth(num_steps, topologies):
   """Rows of ever larger models, and of ever more devices.
 
   Args:
     num_steps: to time, of each.
-    meshes: `{name: mesh}` of topologies, to count on beside the devices here.
+    topologies: `{name: devices}`, to count on beside the devices here.
 
   Yields:
     `(axis, x, rows)`: what grows, its size, and the rows of `bench`.
   """
-  one = parallel.mesh_of(jax.devices()[:1])
+  one = parallel.layout(devices=jax.devices()[:1])
   for axis, sizes in GROWTH.items():
     for params, tensors in sizes:
       case = growing_case(params, tensors)
@@ -502,12 +507,12 @@ def growth(num_steps, meshes):
   case = growing_case(16 * 2**20, 16)
   for n in (1, 2, 4, 8):
     if n <= jax.device_count():
-      mesh = parallel.mesh_of(jax.devices()[:n])
-      rows = bench(case, mesh, layout='fsdp', num_steps=num_steps)
+      layout = parallel.layout('fsdp', jax.devices()[:n])
+      rows = bench(case, layout, num_steps)
       yield 'devices', n, rows
-  for name, mesh in meshes.items():
-    rows = bench(case, mesh, layout='fsdp')
-    yield 'topology', mesh.size, [{**row, 'topology': name} for row in rows]
+  for name, devices in topologies.items():
+    rows = bench(case, parallel.layout('fsdp', devices))
+    yield 'topology', len(devices), [{**row, 'topology': name} for row in rows]
 
 
 def plot_growth(rows, path):
@@ -550,8 +555,10 @@ flags.DEFINE_enum('model', 'vit_b16', list(vit.CONFIGS), "The optimizer's.")
 flags.DEFINE_enum(
   'dtype', 'float32', ['float32', 'bfloat16'], "Of the optimizer's params."
 )
-flags.DEFINE_enum(
-  'layout', 'replicated', list(parallel.LAYOUTS), 'Params and state.'
+flags.DEFINE_list(
+  'layout',
+  [],
+  'As parallel.layout names them; replicated, and fsdp in a study.',
 )
 flags.DEFINE_integer('steps', 20, 'To time.', lower_bound=1)
 flags.DEFINE_list(
@@ -559,6 +566,9 @@ flags.DEFINE_list(
 )
 flags.DEFINE_bool('growth', False, 'Ever larger models, instead of a case.')
 flags.DEFINE_string('output_dir', 'runs/benchmark', 'For rows and tables.')
+flags.DEFINE_integer('batch_size', 4096, "Of a study's step, on all chips.")
+flags.DEFINE_integer('classes', 345, "Of a study's head; DomainNet's.")
+flags.DEFINE_list('methods', ['adamw', 'spd_1'], 'Of the study.')
 
 
 def _main(argv):
@@ -572,9 +582,19 @@ def _main(argv):
   if FLAGS.topology:
     jax.config.update('jax_platforms', 'cpu')  # not a TPU that is not there
   folder = pathlib.Path(FLAGS.output_dir)
+  names = FLAGS.layout or ['replicated', *(['fsdp'] if FLAGS.config else [])]
   try:
+    if FLAGS.config and not FLAGS.topology:
+      raise ValueError('--config is for --topology; name the slices of TPUs.')
     folder.mkdir(parents=True, exist_ok=True)
-    meshes = {name: topology(name) for name in FLAGS.topology}
+    topologies = {name: topology(name) for name in FLAGS.topology}
+    layouts = [
+      (kind, parallel.layout(name, devices))
+      for kind, devices in (topologies or {None: jax.devices()}).items()
+      for name in names
+    ]
+    if FLAGS.config:
+      slices.check(FLAGS.config, FLAGS.methods, FLAGS.batch_size)
   except (OSError, ValueError, ModuleNotFoundError) as error:
     sys.exit(f'benchmark: {error}')
   about, rows = report.provenance(), []
@@ -582,28 +602,30 @@ def _main(argv):
   for name in ('XLA_FLAGS', 'GLIBC_TUNABLES'):
     about[name] = os.environ.get(name, '')
 
-  def add(found, **more):
+  def add(found, show=table, **more):
     found = [{**more, **about, **row} for row in found]
     rows.extend(found)
     report.write_jsonl(folder / 'rows.jsonl', rows)
-    print(table(found), '\n', flush=True)
+    print(show(found), '\n', flush=True)
 
+  if FLAGS.config:
+    for kind, layout in layouts:
+      found = slices.rows(
+        FLAGS.config, FLAGS.methods, layout, FLAGS.classes, count_program
+      )
+      add(found, slices.table, topology=kind)
+    print(f'{slices.table(rows)}\n\n{folder}/: rows.jsonl')
+    return
   if FLAGS.growth:
-    for axis, x, found in growth(FLAGS.steps, meshes):
+    for axis, x, found in growth(FLAGS.steps, topologies):
       add(found, axis=axis, x=x)
     plot_growth(rows, folder / 'growth.png')
   else:
-    cases = [make_case(n, FLAGS.model, FLAGS.dtype) for n in FLAGS.case]
-    here = {None: parallel.mesh_of(jax.devices())}
-    for case in cases:
-      for name, mesh in (meshes or here).items():
-        found = bench(
-          case,
-          mesh,
-          layout=FLAGS.layout,
-          num_steps=0 if name else FLAGS.steps,
-        )
-        add(found, **({'topology': name} if name else {}))
+    for name in FLAGS.case:
+      case = make_case(name, FLAGS.model, FLAGS.dtype)
+      for kind, layout in layouts:
+        found = bench(case, layout, 0 if kind else FLAGS.steps)
+        add(found, **({'topology': kind} if kind else {}))
   print(
     'ratio: of the time, to adamw, median over rounds and quartiles. bytes: as '
     'the\ncompiler counts them, HBM: those to and from main memory, both to '
@@ -613,4 +635,5 @@ def _main(argv):
 
 
 if __name__ == '__main__':
+  cli.define_config('benchmark', default=None)
   app.run(_main)

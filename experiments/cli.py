@@ -11,11 +11,12 @@ from tqdm import tqdm
 _CONFIGS = pathlib.Path(__file__).parent / 'configs'
 
 
-def define_config(program):
+def define_config(program, default='elpv'):
   """Defines --config: a study by name, or the path of a file.
 
   Args:
     program: what errors begin with.
+    default: the study; None for none.
   """
   if '--config' in sys.argv[:-1]:  # --config NAME
     i = sys.argv.index('--config')
@@ -24,7 +25,7 @@ def define_config(program):
   try:
     config_flags.DEFINE_config_file(
       'config',
-      str(_CONFIGS / 'elpv.py'),
+      default and str(_CONFIGS / f'{default}.py'),
       'The study; --config.KEY=VALUE changes it.',
     )
   except (AttributeError, KeyError) as error:  # it has read sys.argv already

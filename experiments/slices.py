@@ -5,14 +5,13 @@ is `train`'s own, of the study's model, recipe and methods; weights and images
 are shapes only.
 """
 
-import re
 import time
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from experiments import optimizers, parallel, report, study, train
+from experiments import optimizers, report, study, train
 from experiments.models import heads, vit
 
 # Bytes of main memory a chip has (cloud.google.com/tpu/docs).
@@ -85,61 +84,71 @@ def lower(config, name, layout, num_classes):
   )
 
 
-def rows(config, names, topology, layouts, num_classes, count):
+def check(config, names, batch_size):
+  """Makes a config what `rows` takes; a ValueError says what it cannot be."""
+  unknown = [
+    name for name in names if not config.methods.get(name, {}).get('optimizer')
+  ]
+  if unknown or config.first_block:
+    raise ValueError(
+      f'--config: {", ".join(unknown)} is none of its methods that train; they '
+      f'are {", ".join(k for k, m in config.methods.items() if m.optimizer)}.'
+      if unknown
+      else '--config: its lower blocks are not in the step; use a study with '
+      'first_block 0.'
+    )
+  config.batch_size = batch_size
+  config.num_steps = config.num_steps or 10_000  # of the schedule alone
+
+
+def rows(config, names, layout, num_classes, count):
   """What the compiler says of the step, in the first way that fits.
 
   Args:
-    config: as for `lower`; `model.remat` and `accumulate` are set here.
+    config: that `check` accepted; `model.remat` and `accumulate` are set here.
     names: keys of `config.methods`.
-    topology: (name, devices).
-    layouts: names of layouts.
+    layout: a `parallel.Layout` of a topology's devices.
     num_classes: of the head.
     count: a compiled program -> dict, as `benchmark.count_program`.
 
   Yields:
-    Dicts of topology, devices, layout, method, remat, accumulate, bytes of HBM
-    on a chip, seconds to compile, and what `count` returns. Where nothing fits,
-    without the last three.
+    Dicts of devices, layout, method, batch size, remat, accumulate, bytes of
+    memory on a chip, seconds to compile, and what `count` returns. Where
+    nothing fits, without the last three.
   """
-  kind, devices = topology
-  for name in layouts:
-    layout, start = parallel.layout(name, devices), 0
-    for method in names:
-      row = {
-        'topology': kind,
-        'devices': len(devices),
-        'layout': name,
-        'method': config.methods[method].label,
-        'batch_size': config.batch_size,
+  number, start = layout.num_devices, 0
+  for name in names:
+    row = {
+      'devices': number,
+      'layout': layout.name,
+      'method': config.methods[name].label,
+      'batch_size': config.batch_size,
+    }
+    for i, (remat, accumulate) in enumerate(_WAYS[start:], start):
+      if config.batch_size % (number * accumulate):
+        continue
+      config.model.remat, config.accumulate = remat, accumulate
+      since = time.perf_counter()
+      try:
+        program = lower(config, name, layout, num_classes).compile()
+      except jax.errors.JaxRuntimeError as error:
+        if 'RESOURCE_EXHAUSTED' not in str(error):
+          raise
+        continue
+      start = i  # what AdamW has no room for the others have not
+      memory = program.memory_analysis()
+      row |= {
+        'remat': remat,
+        'accumulate': accumulate,
+        'chip_bytes': memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        + memory.temp_size_in_bytes
+        - memory.alias_size_in_bytes,
+        'compile_s': time.perf_counter() - since,
+        **count(program),
       }
-      for i, (remat, accumulate) in enumerate(_WAYS[start:], start):
-        config.model.remat, config.accumulate = remat, accumulate
-        if config.batch_size % (len(devices) * accumulate):
-          continue
-        since = time.perf_counter()
-        try:
-          program = lower(config, method, layout, num_classes).compile()
-        except jax.errors.JaxRuntimeError as error:
-          if not re.search('RESOURCE_EXHAUSTED|out of memory', str(error)):
-            raise
-          continue
-        memory = program.memory_analysis()
-        hbm = (
-          memory.argument_size_in_bytes
-          + memory.output_size_in_bytes
-          + memory.temp_size_in_bytes
-          - memory.alias_size_in_bytes
-        )
-        row |= {
-          'remat': remat,
-          'accumulate': accumulate,
-          'hbm_bytes': hbm,
-          'compile_s': time.perf_counter() - since,
-          **count(program),
-        }
-        start = i
-        break
-      yield row
+      break
+    yield row
 
 
 def table(found):
@@ -147,9 +156,9 @@ def table(found):
   titles = ['slice', 'chips', 'layout', 'method', 'with', 'HBM GB a chip']
   lines = [[*titles, 'TFLOP', 'GB accessed', 'collectives', 'compile s']]
   for row in found:
-    cells = [row[k] for k in ('topology', 'devices', 'layout', 'method')]
-    if 'hbm_bytes' not in row:
-      lines.append([*map(str, cells), 'does not fit', *'-----'])
+    cells = [str(row[k]) for k in ('topology', 'devices', 'layout', 'method')]
+    if 'chip_bytes' not in row:
+      lines.append([*cells, 'does not fit', *'-----'])
       continue
     ways = ['rematerialisation'] * row['remat']
     if row['accumulate'] > 1:
@@ -157,9 +166,9 @@ def table(found):
     free = HBM[row['topology'].split(':')[0]]
     lines.append(
       [
-        *map(str, cells),
+        *cells,
         ', '.join(ways) or '-',
-        f'{row["hbm_bytes"] / 1e9:.1f} of {free / 1e9:.0f}',
+        f'{row["chip_bytes"] / 1e9:.1f} of {free / 1e9:.0f}',
         f'{row["flops"] / 1e12:.2f}',
         f'{row["bytes_accessed"] / 1e9:.0f}',
         ' '.join(f'{v} {k}' for k, v in row['collectives'].items()) or '-',

@@ -59,8 +59,8 @@ def test_collectives_are_counted_once():
 def test_hbm_is_the_compiler_s_count_where_all_memory_is_main():
   """On CPU; small fusions of scalars aside, and what XLA counts twice."""
   case = benchmark.growing_case(2**20, 4)
-  mesh = parallel.mesh_of(jax.devices()[:1])
-  rows = benchmark.bench(case, mesh)
+  layout = parallel.layout(devices=jax.devices()[:1])
+  rows = benchmark.bench(case, layout)
   for row in rows:
     np.testing.assert_allclose(
       row['hbm_bytes'], row['bytes_accessed'], rtol=0.01
@@ -69,8 +69,8 @@ def test_hbm_is_the_compiler_s_count_where_all_memory_is_main():
 
 def test_rows_of_the_optimizer():
   case = benchmark.growing_case(4 * 64 * 32, 4)
-  mesh = parallel.mesh_of(jax.devices()[:1])
-  rows = benchmark.bench(case, mesh, num_steps=3)
+  layout = parallel.layout(devices=jax.devices()[:1])
+  rows = benchmark.bench(case, layout, num_steps=3)
   adamw, adam_spd, chain = rows
   assert [row['method'] for row in rows] == list(benchmark.METHODS)
   assert adamw['params'] == sum(x.size for x in case.params.values())
@@ -92,11 +92,11 @@ def test_rows_of_the_optimizer():
 
 def test_ratios_are_to_adamw_s_step_of_the_round(monkeypatch):
   case = benchmark.growing_case(4 * 64 * 32, 4)
-  mesh = parallel.mesh_of(jax.devices()[:1])
+  layout = parallel.layout(devices=jax.devices()[:1])
   times = {'adamw': [1, 2, 1], 'adam_spd': [2, 2, 6], 'chain': [1, 2, 1]}
   seconds = {method: np.array(t) for method, t in times.items()}
   monkeypatch.setattr(benchmark, 'measure', lambda *_: seconds)
-  _, adam_spd, chain = benchmark.bench(case, mesh, num_steps=3)
+  _, adam_spd, chain = benchmark.bench(case, layout, num_steps=3)
   assert adam_spd['ratio'] == 2  # of 2, 1 and 6
   assert adam_spd['ratio_quartiles'] == [1.5, 4]
   assert adam_spd['ms'] == 2000
@@ -106,7 +106,7 @@ def test_ratios_are_to_adamw_s_step_of_the_round(monkeypatch):
 
 def test_methods_take_turns_and_go_on_from_where_they_were():
   case = benchmark.growing_case(64, 1)
-  mesh = parallel.mesh_of(jax.devices()[:1])
+  layout = parallel.layout(devices=jax.devices()[:1])
   calls = []
 
   def program(method):
@@ -115,7 +115,7 @@ def test_methods_take_turns_and_go_on_from_where_they_were():
       return count + 1, params
 
     tx = optax.GradientTransformation(lambda params: jnp.zeros(()), None)
-    on_one = parallel.replicated((0, case.params, case.params, None), mesh)
+    on_one = layout.shardings((jnp.zeros(()), case.params, case.params, None))
     return benchmark.Program(step, tx, on_one, 0.0)
 
   programs = {method: program(method) for method in ('a', 'b')}
@@ -145,8 +145,8 @@ def test_a_train_step_runs_and_lora_has_no_anchor(lora_rank, monkeypatch):
   tensors = len(jax.tree.leaves(case.params))
   if lora_rank:
     assert tensors == tiny.depth * 2 * 2
-  mesh = parallel.mesh_of(jax.devices()[:1])
-  adamw, adam_spd, _ = benchmark.bench(case, mesh, num_steps=1)
+  layout = parallel.layout(devices=jax.devices()[:1])
+  adamw, adam_spd, _ = benchmark.bench(case, layout, num_steps=1)
   anchor = 0 if lora_rank else 4 * adam_spd['params']
   more = adam_spd['state_bytes'] - adamw['state_bytes']
   assert more == anchor + 6 * 4 * tensors + 4
@@ -156,32 +156,18 @@ def test_a_train_step_runs_and_lora_has_no_anchor(lora_rank, monkeypatch):
 
 def test_sharded_over_eight_devices():
   """Matrices and their moments in eighths; SPD's vectors whole."""
-  case = benchmark.growing_case(8 * 64 * 64, 8)
-  mesh = parallel.mesh_of(jax.devices())
-  assert mesh.size == 8
-  rows = benchmark.bench(case, mesh, layout='fsdp', num_steps=2)
+  case = benchmark.growing_case(8 * 128 * 128, 8)
+  layout = parallel.layout('fsdp', jax.devices())
+  rows = benchmark.bench(case, layout, num_steps=2)
   adamw, adam_spd, _ = rows
   assert adamw['collectives'] == {}
   assert adam_spd['collectives']
   assert adam_spd['ms'] > 0
   assert '8 devices, fsdp' in benchmark.table(rows)
-  program = benchmark.compile_step(case, 'adam_spd', mesh, 'fsdp')
+  program = benchmark.compile_step(case, 'adam_spd', layout)
   on_state = program.shardings[0]
-  assert on_state[1].anchor['w0'].spec == P('data')
+  assert on_state[1].anchor['w0'].spec == P('fsdp')
   assert on_state[1].alignment.spec == P()
-
-
-def test_layouts():
-  mesh = parallel.mesh_of(jax.devices()[:1])
-  tree = {
-    'w': jax.ShapeDtypeStruct((4, 8), jnp.float32),
-    'count': jax.ShapeDtypeStruct((), jnp.int32),
-  }
-  sharded = parallel.fsdp(tree, mesh)
-  assert sharded['w'].spec == P(None, 'data')
-  assert sharded['count'].spec == P()
-  assert parallel.replicated(tree, mesh)['w'].spec == P()
-  assert parallel.split_batch(tree, mesh)['w'].spec == P('data')
 
 
 def test_growth_is_drawn(tmp_path, monkeypatch):
@@ -230,13 +216,19 @@ def test_growth_is_drawn(tmp_path, monkeypatch):
 
 
 def test_what_grows(monkeypatch):
-  def bench(case, mesh, **kwargs):
-    return [{'params': case.params, 'devices': mesh.size, **kwargs}]
+  def bench(case, layout, num_steps=0):
+    return [
+      {
+        'params': case.params,
+        'devices': layout.num_devices,
+        'layout': layout.name,
+        'num_steps': num_steps,
+      }
+    ]
 
   monkeypatch.setattr(benchmark, 'bench', bench)
-  mesh = parallel.mesh_of(jax.devices())
   found = {}
-  for axis, x, rows in benchmark.growth(3, {'v5e:2x4': mesh}):
+  for axis, x, rows in benchmark.growth(3, {'v5e:2x4': jax.devices()}):
     found.setdefault(axis, []).append((x, rows[0]))
   for axis, sizes in benchmark.GROWTH.items():
     place = ('params', 'tensors').index(axis)
@@ -245,10 +237,11 @@ def test_what_grows(monkeypatch):
       assert (row['devices'], row['num_steps']) == (1, 3)
   assert [x for x, _ in found['devices']] == [1, 2, 4, 8]
   for x, row in found['devices']:
-    assert (row['devices'], row['num_steps'], row['layout']) == (x, 3, 'fsdp')
+    assert (row['devices'], row['num_steps']) == (x, 3)
+    assert row['layout'] == ('fsdp' if x > 1 else 'replicated')
   ((x, row),) = found['topology']
   assert (x, row['topology'], row['layout']) == (8, 'v5e:2x4', 'fsdp')
-  assert 'num_steps' not in row  # there is nothing to time
+  assert not row['num_steps']  # there is nothing to time
 
 
 def test_growing_cases_have_the_size_they_are_drawn_at():
@@ -301,8 +294,8 @@ class TestTPU:
   CASE = benchmark.growing_case(20 * 512 * 512, 20)
 
   def test_replicated_moves_little_more_than_adamw(self):
-    mesh = benchmark.topology('v5e:2x2')
-    adamw, adam_spd, chain = benchmark.bench(self.CASE, mesh)
+    layout = parallel.layout(devices=benchmark.topology('v5e:2x2'))
+    adamw, adam_spd, chain = benchmark.bench(self.CASE, layout)
     assert adamw['hbm_bytes'] < 1.01 * 7 * 4 * adamw['params']
     assert adam_spd['hbm_bytes'] < 1.35 * adamw['hbm_bytes']
     assert chain['hbm_bytes'] < 1.35 * adamw['hbm_bytes']
@@ -310,8 +303,8 @@ class TestTPU:
       assert row['collectives'] == {}
 
   def test_sharded_state_costs_one_all_reduce(self):
-    mesh = benchmark.topology('v5e:4x4')
-    adamw, adam_spd, chain = benchmark.bench(self.CASE, mesh, layout='fsdp')
+    layout = parallel.layout('fsdp', benchmark.topology('v5e:4x4'))
+    adamw, adam_spd, chain = benchmark.bench(self.CASE, layout)
     assert adamw['collectives'] == {}
     for row, sums in ((adam_spd, 4), (chain, 3)):
       # of all layers' sums; the compiler joins up to 256
