@@ -132,6 +132,7 @@ class Checkpoints:
     if step is None:
       return None
     kept = self._read(step, 'run', ocp.args.JsonRestore())
+    self._check_shapes(step, like)
     state = self._read(
       step, 'state', ocp.args.StandardRestore(_abstract(like._asdict()))
     )
@@ -191,17 +192,43 @@ class Checkpoints:
       ) from error
 
   def _read(self, step, item, args):
+    args = ocp.args.Composite(**{item: args})
+    return self._try_to_read(
+      step, lambda: self._manager.restore(step, args=args)[item]
+    )
+
+  def _try_to_read(self, step, action):
     try:
-      found = self._manager.restore(
-        step, args=ocp.args.Composite(**{item: args})
-      )
+      return action()
     except Exception as error:  # as in _write
       raise ValueError(
         f'The checkpoint {self._folder / str(step)} cannot be read: '
         f'{_line(error)} Move it away to go on from the one before, or set '
         '--config.output_dir to another folder.'
       ) from error
-    return found[item]
+
+  def _check_shapes(self, step, like):
+    """Before Orbax does, which says it of every array, at length."""
+
+    def shapes(tree):
+      leaves = jax.tree_util.tree_leaves_with_path(tree)
+      return {
+        jax.tree_util.keystr(path, simple=True, separator='.'): leaf.shape
+        for path, leaf in leaves
+      }
+
+    theirs = self._try_to_read(
+      step, lambda: shapes(self._manager.item_metadata(step)['state'].tree)
+    )
+    ours = shapes(like._asdict())
+    for name in sorted(ours.keys() | theirs.keys()):
+      if ours.get(name) != theirs.get(name):
+        raise ValueError(
+          f'The checkpoint {self._folder / str(step)} is of another model: '
+          f'{name} is {theirs.get(name, "not there")}, here '
+          f'{ours.get(name, "not there")}. Set --config.output_dir to another '
+          'folder.'
+        )
 
   def _check_space(self, state):
     sizes = [leaf.nbytes for leaf in jax.tree.leaves(state)]

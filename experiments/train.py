@@ -151,7 +151,7 @@ class FineTuning:
     """
     params = self.layout.put(start)
     opt_state = _init(method, self.layout, params, strength)
-    if not _is_anchored(opt_state, params):
+    if not is_anchored(opt_state, params):
       raise RuntimeError(
         f"{method.optimizer}: SPD's anchor is not where the params start; "
         'load the pretrained params before the optimizer is initialised.'
@@ -306,7 +306,7 @@ def _init(method, layout, params, strength):
 
 
 @jax.jit
-def _is_anchored(opt_state, params):
+def is_anchored(opt_state, params):
   """Whether SPD's anchor, where it has one, equals the params."""
   if (spd := optax.tree.get(opt_state, 'SPDState')) is None:
     return True
