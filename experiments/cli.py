@@ -78,7 +78,7 @@ def check_output(folder):
     folder.mkdir(parents=True, exist_ok=True)
     probe = folder / '.writable'
     probe.touch()
-    probe.unlink()
+    probe.unlink(missing_ok=True)  # another process may have been faster
   except OSError as error:
     raise OSError(
       f'config.output_dir {str(folder)!r} cannot be written: '
@@ -89,6 +89,7 @@ def check_output(folder):
 def progress(total, description, unit='image'):
   return tqdm(
     total=total,
+    disable=jax.process_index() > 0,
     desc=description,
     unit=unit,
     smoothing=0.1,

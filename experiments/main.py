@@ -127,9 +127,7 @@ def _checkpoints(config, name, seed):
 def _train(config, fine_tuning, name, seed, origin, checkpoints):
   method = config.methods[name]
   transform, strength = optimizers.from_config(config, method)
-  bar = cli.progress(config.num_steps, report.label(method), 'step')
-  bar.disable = jax.process_index() > 0
-  with bar:
+  with cli.progress(config.num_steps, report.label(method), 'step') as bar:
     watch = log.Log(
       run_folder(config, name, seed),
       config,

@@ -79,12 +79,15 @@ class Layout:
   def put_batch(self, rows, stacked=False):
     """A batch [B, ...] of the rows [B / processes, ...] of each process.
 
-    For a `jax.pmap` it is `stacked`: [devices, B / devices, ...].
+    Args:
+      rows: a tree of NumPy arrays.
+      stacked: whether it is for a train step, which under `pmap` takes
+        [devices, B / devices, ...].
     """
 
     def put(rows):
       rows = np.asarray(rows)
-      if stacked:
+      if stacked and self.pmap:
         own = self.num_devices // jax.process_count()
         rows = rows.reshape(own, -1, *rows.shape[1:])
       return jax.make_array_from_process_local_data(self.split, rows)
@@ -103,13 +106,13 @@ class Layout:
     """Makes arrays whole on every device, where each process can read them."""
     return _identity(self.whole)(tree)
 
-  def stack(self, tree):
-    """What a `jax.pmap` takes: [devices, ...] of each leaf."""
-    return _stack(self.num_devices, self.split)(tree)
+  def enter(self, tree):
+    """What a train step takes: for a `jax.pmap` [devices, ...] of each leaf."""
+    return _stack(self.num_devices, self.split)(tree) if self.pmap else tree
 
-  def unstack(self, tree):
-    """The first of what a `jax.pmap` returned, all of them being equal."""
-    return _first(self.whole)(tree)
+  def leave(self, tree):
+    """The inverse, of what it returned."""
+    return _first(self.whole)(tree) if self.pmap else tree
 
 
 @functools.cache

@@ -1,6 +1,6 @@
 """Rows -> the table, the JSON, and the pictures.
 
-python -m experiments.report ROWS.jsonl prints the table of a study's rows.
+python -m experiments.report ROWS.jsonl ... prints a table of each study's rows.
 """
 
 import functools
@@ -265,6 +265,9 @@ def plot_steps(rows, path, title, window=10):
 
 
 if __name__ == '__main__':
+  studies = {}
   for path in sys.argv[1:]:
-    rows = read_jsonl(path)
-    print(table(rows, rows[0]['means']))
+    for row in read_jsonl(path):
+      studies.setdefault(row['title'], []).append(row)
+  for title, rows in studies.items():
+    print(f'{title}\n\n{table(rows, rows[0]["means"])}\n')

@@ -193,44 +193,31 @@ class FineTuning:
       state, history, about = found
     first = about.step + 1
 
-    fixed = self.frozen, self.pretrained
-    enter = leave = lambda tree: tree
-    step_fn = jit_step
-    if layout.pmap:
-      step_fn, enter, leave = _pmap_step, layout.stack, layout.unstack
-    state, fixed = enter(state), enter(fixed)
     step_fn = functools.partial(
-      step_fn,
+      _pmap_step if layout.pmap else jit_step,
       self.graphdef,
       self.task,
       method,
       (config.ema, config.accumulate),
       layout,
-      *fixed,
+      *layout.enter((self.frozen, self.pretrained)),
     )
+    state = layout.enter(state)
 
     def fetch():
       step, rows, metrics = running
-      metrics = leave(metrics)
+      metrics = layout.leave(metrics)
       layers = metrics.pop('layers')
       history.append({k: float(v) for k, v in jax.device_get(metrics).items()})
-      loss = float(history[-1]['loss'])
-      if not np.isfinite(loss):
-        found = diagnosis.first_not_finite(
-          functools.partial(_loss, self.graphdef, self.task),
-          leave(state).params,
-          self.frozen,
-          layout.put_batch(rows),
-          seed,
-          step,
-        )
+      if not np.isfinite(history[-1]['loss']):
+        found = self._diagnose(layout.leave(state).params, rows, seed, step)
         if checkpoints:
           checkpoints.close()
         raise FloatingPointError(
-          f'{method.optimizer}: the loss is {loss} at step {step}, where the '
-          f'learning rate is {method.rate(step, strength):.3g}; {found} '
-          f'Lower the learning rate, whose peak is '
-          f'{strength["learning_rate"]:g}.'
+          f'{method.optimizer}: the loss is {history[-1]["loss"]} at step '
+          f'{step}, where the learning rate is '
+          f'{method.rate(step, strength):.3g}; {found} Lower the learning '
+          f'rate, whose peak is {strength["learning_rate"]:g}.'
         )
       if watch:
         watch(history, layers)
@@ -242,7 +229,7 @@ class FineTuning:
         rows = next(batches)
         if step > first:
           about.waited += time.perf_counter() - waiting_since
-        batch = layout.put_batch(rows, stacked=layout.pmap)
+        batch = layout.put_batch(rows, stacked=True)
         state, metrics = step_fn(state, batch, seed, step, strength)
         # A step behind, so that the device has work while the host looks.
         if running:
@@ -259,7 +246,7 @@ class FineTuning:
         fetch()
         running, about.step = None, step
         about.seconds += time.perf_counter() - since
-        at_rest = leave(state)
+        at_rest = layout.leave(state)
         if evaluates:
           found = self.evaluate(at_rest.shown, {'val': self.val})['val']
           quality = next(iter(found.values()))
@@ -273,7 +260,7 @@ class FineTuning:
           checkpoints.close()
           raise Stopped(f'stopped after step {step} of {config.num_steps}')
     if chosen is None:  # before this process started
-      chosen, _, _ = checkpoints.restore(leave(state), about.best_step)
+      chosen, _, _ = checkpoints.restore(layout.leave(state), about.best_step)
       chosen = chosen.shown
     if checkpoints:
       checkpoints.close()
@@ -283,6 +270,17 @@ class FineTuning:
     }
     waiting = about.waited / about.seconds
     return Run(chosen, about.best_step, columns, about.seconds, waiting)
+
+  def _diagnose(self, params, rows, seed, step):
+    """Why the loss of a step is not finite, a sentence."""
+    return diagnosis.first_not_finite(
+      functools.partial(_loss, self.graphdef, self.task),
+      params,
+      self.frozen,
+      self.layout.put_batch(rows),
+      seed,
+      step,
+    )
 
 
 def wise_ft(pretrained, params, alpha):

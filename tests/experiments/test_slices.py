@@ -1,0 +1,128 @@
+"""A study's train step on devices that have room for it, or not."""
+
+import jax
+import pytest
+
+from experiments import benchmark, parallel, slices
+from tests.experiments import tiny_study
+
+METHODS = ('adamw', 'spd_1')
+
+
+@pytest.fixture
+def config(tiny_clip):
+  config = tiny_study.get_config('')
+  slices.check(config, METHODS, 64)
+  return config
+
+
+@pytest.fixture
+def layout():
+  return parallel.layout('fsdp', jax.devices())
+
+
+def test_the_step_of_a_study(config, layout):
+  rows = list(slices.rows(config, METHODS, layout, 3, benchmark.count_program))
+  adamw, spd = rows
+  assert [row['method'] for row in rows] == ['AdamW', 'Adam-SPD']
+  for row in rows:
+    assert (row['devices'], row['batch_size']) == (8, 64)
+    assert (row['remat'], row['accumulate']) == (False, 1)
+    assert row['collectives']['all-reduce']
+  # The anchor of about 10,000 numbers is whole here: all are small.
+  assert spd['chip_bytes'] > adamw['chip_bytes'] + 20_000
+  text = slices.table([{**row, 'topology': 'v5e:2x4'} for row in rows])
+  assert '| v5e:2x4 |     8 |   fsdp |' in text
+  assert '0.0 of 16' in text
+
+
+class Program:
+  """A compiled step that needs so much."""
+
+  def __init__(self, found):
+    self.found = found
+
+  def compile(self):
+    if isinstance(self.found, Exception):
+      raise self.found
+    return self
+
+  def memory_analysis(self):
+    return type(
+      'Memory',
+      (),
+      {
+        'argument_size_in_bytes': 5,
+        'output_size_in_bytes': 4,
+        'temp_size_in_bytes': 3,
+        'alias_size_in_bytes': 2,
+      },
+    )
+
+
+def rows_where(config, layout, monkeypatch, fits):
+  """`rows` where a step fits as `fits(method, remat, accumulate)` says."""
+  asked = []
+
+  def lower(config, name, layout, num_classes):
+    way = name, config.model.remat, config.accumulate
+    asked.append(way)
+    if fits(*way):
+      return Program(None)
+    return Program(jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: of HBM'))
+
+  monkeypatch.setattr(slices, 'lower', lower)
+  rows = list(slices.rows(config, METHODS, layout, 3, lambda program: {}))
+  return rows, asked
+
+
+def test_the_first_way_that_fits(config, layout, monkeypatch):
+  rows, asked = rows_where(
+    config,
+    layout,
+    monkeypatch,
+    lambda name, remat, accumulate: (
+      accumulate >= METHODS.index(name) + 1 and remat
+    ),
+  )
+  assert asked == [
+    ('adamw', False, 1),
+    ('adamw', True, 1),
+    ('spd_1', True, 1),
+    ('spd_1', True, 2),
+  ]
+  assert [(row['remat'], row['accumulate']) for row in rows] == [
+    (True, 1),
+    (True, 2),
+  ]
+  assert rows[0]['chip_bytes'] == 10
+
+
+def test_what_never_fits(config, layout, monkeypatch):
+  rows, asked = rows_where(config, layout, monkeypatch, lambda *way: False)
+  # 64 examples are no 16 parts on 8 devices.
+  assert [way[2] for way in asked[:5]] == [1, 1, 2, 4, 8]
+  assert len(asked) == 10
+  text = slices.table([{**row, 'topology': 'v5e:2x4'} for row in rows])
+  assert text.count('does not fit') == 2
+
+
+def test_another_error_is_shown(config, layout, monkeypatch):
+  broken = Program(jax.errors.JaxRuntimeError('INTERNAL: no'))
+  monkeypatch.setattr(slices, 'lower', lambda *args: broken)
+  with pytest.raises(jax.errors.JaxRuntimeError, match='INTERNAL'):
+    list(slices.rows(config, METHODS, layout, 3, dict))
+
+
+@pytest.mark.parametrize(
+  ('names', 'changes', 'message'),
+  [
+    (('x',), {}, 'x is none of its methods that train; they are adamw, spd_1'),
+    (('wise_ft',), {}, 'wise_ft is none of its methods that train'),
+    (METHODS, {'first_block': 1}, 'its lower blocks are not in the step'),
+  ],
+)
+def test_studies_that_it_does_not_take(config, names, changes, message):
+  config.update(changes)
+  with pytest.raises(ValueError, match=message):
+    slices.check(config, names, 64)
