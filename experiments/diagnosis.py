@@ -32,9 +32,9 @@ def first_not_finite(function, params, *args):
     *args: its other arguments.
 
   Returns:
-    A sentence: the first parameter that is not finite; or, where all are, the
-    first operation, in the order of the computation, that makes of finite
-    numbers one that is not.
+    A sentence: the first parameter that is not finite; where all are, that the
+    other arguments are not; or else the first operation, in the order of the
+    computation, that makes of finite numbers one that is not.
   """
   finite = jax.device_get(_finite_leaves(params))
   wrong = [
@@ -47,6 +47,8 @@ def first_not_finite(function, params, *args):
       f'{len(wrong)} of {len(finite)} layers are not finite before it, the '
       f'first of them {wrong[0]}.'
     )
+  if not all(jax.device_get(_finite_leaves(args))):
+    return 'its batch is not finite.'
   sites = []
   flags = jax.jit(functools.partial(_flags, function, sites))(params, *args)
   for (scope, operation), wrong in zip(sites, np.asarray(flags), strict=True):

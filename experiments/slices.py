@@ -17,6 +17,9 @@ from experiments.models import heads, vit
 # Bytes of main memory a chip has (cloud.google.com/tpu/docs).
 HBM = {'v4': 32e9, 'v5e': 16e9, 'v5p': 95e9, 'v6e': 32e9}
 
+# XLA's own rematerialisation, which hides what does not fit, and takes minutes.
+_OPTIONS = {'xla_disable_hlo_passes': 'rematerialization'}
+
 # What is tried until the step fits: (rematerialisation, parts of the batch).
 _WAYS = [(False, 1), (True, 1), (True, 2), (True, 4), (True, 8), (True, 16)]
 
@@ -130,7 +133,8 @@ def rows(config, names, layout, num_classes, count):
       config.model.remat, config.accumulate = remat, accumulate
       since = time.perf_counter()
       try:
-        program = lower(config, name, layout, num_classes).compile()
+        lowered = lower(config, name, layout, num_classes)
+        program = lowered.compile(_OPTIONS)
       except jax.errors.JaxRuntimeError as error:
         if 'RESOURCE_EXHAUSTED' not in str(error):
           raise

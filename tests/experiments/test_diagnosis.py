@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from experiments import diagnosis
@@ -46,6 +47,23 @@ def test_a_parameter_that_is_not_finite():
   said = sentence(change=lambda kernel: kernel.at[0, 0].set(jnp.nan))
   assert '1 of 26 layers are not finite before it, the first' in said
   assert 'backbone/blocks/0/mlp/fc1/kernel' in said
+
+
+def test_one_batch_that_is_not_finite():
+  """The params stay those of its step, though the next one has begun."""
+  tuning = test_train.fine_tuning(num_steps=6)
+
+  def train(seed, start):
+    for i, batch in enumerate(tuning.train(seed, start)):
+      yield {
+        **batch,
+        'image': batch['image'] * np.float16(np.inf if i == 2 else 1),
+      }
+
+  tuning = dataclasses.replace(tuning, train=train)
+  message = r'is nan at step 3, .*; its batch is not finite\. Lower'
+  with pytest.raises(FloatingPointError, match=message):
+    tuning.run(test_train.METHOD, test_train.strength(), 0)
 
 
 def test_what_is_minus_infinity_on_purpose_is_no_fault():

@@ -42,7 +42,7 @@ class Program:
   def __init__(self, found):
     self.found = found
 
-  def compile(self):
+  def compile(self, options):
     if isinstance(self.found, Exception):
       raise self.found
     return self
