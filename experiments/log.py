@@ -128,6 +128,8 @@ class Log:
       for name, value in zip(self._layer_names, values, strict=True):
         self._board.add_scalar(f'{key}/{name}', value, step)
     self._board.flush()
+    if step == self._config.num_steps:
+      self._board.close()  # flush alone leaves a few behind
 
 
 def _mean(seen, key):

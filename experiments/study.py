@@ -434,7 +434,7 @@ def load(config, opened, model, progress):
   return fine_tuning, {name: sets[name] for name in config.eval_sets}
 
 
-def _train_batches(config, train_set, seed, start):
+def _train_batches(config, train_set, seed, start=0):
   transforms = train_set.transforms
   if config.augment:
     transforms = augment.training(

@@ -93,7 +93,7 @@ class FineTuning:
     graphdef: of the model.
     pretrained: theta_0, the params to train, where the layout puts them.
     frozen: the other state, there too.
-    train: (seed, start) -> an endless iterator of this process' rows of the
+    train: (seed, start=0) -> an endless iterator of this process' rows of the
       batches, the first `start` of them left out.
     val: the `EvalSet` that the step is chosen on.
     config: `num_steps`, `eval_batch_size`, `eval_every`, `save_every`, `ema`

@@ -6,6 +6,15 @@ from experiments.models import clip, vit
 from tests.experiments import tiny_study
 
 
+@pytest.fixture(scope='module', autouse=True)
+def quick_compiles(request):
+  """Compiling is most of what these tests do, but where programs are judged."""
+  quick = not request.module.__name__.endswith(('benchmark', 'slices'))
+  jax.config.update('jax_disable_most_optimizations', quick)
+  yield
+  jax.config.update('jax_disable_most_optimizations', False)
+
+
 @pytest.fixture(autouse=True)
 def one_device(monkeypatch):
   """What a study runs on, unless a test says otherwise."""

@@ -96,10 +96,10 @@ def test_without_spd_there_are_no_layers(tmp_path, config):
 
 def test_tensorboard_has_what_the_lines_have(tmp_path, config):
   config.tensorboard = True
-  run(tmp_path, config, range(1, 5))
+  run(tmp_path, config, range(1, 11))
   (file,) = (tmp_path / 'tensorboard').iterdir()
   text = file.read_bytes()
-  for name in ('loss', 'learning_rate', 'images_per_second', 'ratio/a'):
+  for name in ('loss', 'learning_rate', 'images_per_second', 'ratio/b'):
     assert name.encode() in text
 
 

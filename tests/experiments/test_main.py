@@ -44,6 +44,7 @@ class Runs:
       env={
         **os.environ,
         'TINY_DELAY': str(delay),
+        'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',
         'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
         'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
         'JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES': 'none',

@@ -62,7 +62,7 @@ def fine_tuning(task=TASK, model_config=TINY, layout=None, **changes):
     graphdef,
     layout.put(pretrained),
     layout.put(frozen),
-    lambda seed, start: pipeline.train_batches(
+    lambda seed, start=0: pipeline.train_batches(
       train_set, (), batch_size=16, seed=seed, start=start
     ),
     evaluate.EvalSet(study.Arrays(inputs[100:], labels[100:])),
