@@ -14,8 +14,8 @@ from flax import nnx
 from experiments import optimizers, report, study, train
 from experiments.models import heads, vit
 
-# Bytes of main memory a chip has (cloud.google.com/tpu/docs).
-HBM = {'v4': 32e9, 'v5e': 16e9, 'v5p': 95e9, 'v6e': 32e9}
+# GiB of main memory that a chip has (cloud.google.com/tpu/docs).
+HBM = {'v4': 32, 'v5e': 16, 'v5p': 95, 'v6e': 32}
 
 # XLA's own rematerialisation, which hides what does not fit, and takes minutes.
 _OPTIONS = {'xla_disable_hlo_passes': 'rematerialization'}
@@ -157,7 +157,7 @@ def rows(config, names, layout, num_classes, count):
 
 def table(found):
   """A Markdown table of `rows`; FLOPs and bytes are of a chip and a step."""
-  titles = ['slice', 'chips', 'layout', 'method', 'with', 'HBM GB a chip']
+  titles = ['slice', 'chips', 'layout', 'method', 'with', 'HBM GiB a chip']
   lines = [[*titles, 'TFLOP', 'GB accessed', 'collectives', 'compile s']]
   for row in found:
     cells = [str(row[k]) for k in ('topology', 'devices', 'layout', 'method')]
@@ -172,7 +172,7 @@ def table(found):
       [
         *cells,
         ', '.join(ways) or '-',
-        f'{row["chip_bytes"] / 1e9:.1f} of {free / 1e9:.0f}',
+        f'{row["chip_bytes"] / 2**30:.1f} of {free}',
         f'{row["flops"] / 1e12:.2f}',
         f'{row["bytes_accessed"] / 1e9:.0f}',
         ' '.join(f'{v} {k}' for k, v in row['collectives'].items()) or '-',

@@ -16,9 +16,9 @@ _TASK = dataclasses.replace(test_train.TASK, first_block=0)
 _METHOD = dataclasses.replace(test_train.SPD, num_steps=12, clip_norm=1.0)
 
 
-def run(layout, **changes):
+def run(layout, model=_WIDE, **changes):
   tuning = test_train.fine_tuning(
-    _TASK, _WIDE, layout, num_steps=12, eval_every=6, **changes
+    _TASK, model, layout, num_steps=12, eval_every=6, **changes
   )
   strength = test_train.strength(spd=1.0, learning_rate=1e-3)
   return tuning.run(_METHOD, strength, 0)
@@ -62,7 +62,8 @@ def test_every_layout_takes_the_same_steps(alone, name, accumulate, split):
 @pytest.mark.slow
 def test_accumulation_and_rematerialisation_change_nothing(alone):
   layout = parallel.layout(devices=jax.devices()[:1])
-  found = run(layout, accumulate=4)
+  model = dataclasses.replace(_WIDE, remat=True)
+  found = run(layout, model, accumulate=4)
   np.testing.assert_allclose(
     found.history['loss'], alone.history['loss'], rtol=0, atol=1e-5
   )
