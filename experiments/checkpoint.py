@@ -25,7 +25,9 @@ _FREE = (
   'data_dir',
   'cache_dir',
   'layout',
+  'eval_batch_size',
   'num_workers',
+  'num_seeds',
   'save_every',
   'keep',
   'log_every',
@@ -60,13 +62,14 @@ class Checkpoints:
   JAX's preemption service passes on, asks the run to stop; see `stop_wanted`.
   """
 
-  def __init__(self, folder, run, keep=2):
+  def __init__(self, folder, run, keep=2, read_only=False):
     """Opens a folder, or makes it.
 
     Args:
       folder: of this run alone.
       run: a dict: its config and what tells it from others.
       keep: how many of the last ones to keep, beside the best.
+      read_only: to leave everything as it is; the folder exists.
 
     Raises:
       OSError: the folder cannot be made.
@@ -74,7 +77,10 @@ class Checkpoints:
     """
     self._folder = pathlib.Path(folder).absolute()
     self._run = _plain(run)
+    self._keep = keep
     self._best_step = None
+    self._noticed = False
+    self._handler = None
     self._terminated = threading.Event()
     others = [p.name for p in self._folder.glob('*') if not _is_step(p.name)]
     if others:
@@ -82,13 +88,30 @@ class Checkpoints:
         f'{self._folder} holds {", ".join(sorted(others)[:3])}, which is no '
         'checkpoint of a run; set --config.output_dir to another folder.'
       )
-    self._manager = ocp.CheckpointManager(
+    if not read_only:
+      self._folder.mkdir(parents=True, exist_ok=True)
+    # Nothing is cleaned up before it is known whose it is.
+    self._manager = self._open(read_only=True)
+    if self.last_step is not None:
+      self._check_same(self.last_step)
+    if read_only:
+      return
+    self._manager = self._open(read_only=False)
+    if jax.process_count() == 1:
+      self._handler = signal.signal(
+        signal.SIGTERM, lambda *_: self._terminated.set()
+      )
+
+  def _open(self, read_only):
+    return ocp.CheckpointManager(
       self._folder,
       options=ocp.CheckpointManagerOptions(
+        read_only=read_only,
+        create=False,
         # What a killed process left half-written.
-        cleanup_tmp_directories=True,
+        cleanup_tmp_directories=not read_only,
         preservation_policy=preservation_policy.AnyPreservationPolicy(
-          [preservation_policy.LatestN(keep), _Best(self)]
+          [preservation_policy.LatestN(self._keep), _Best(self)]
         ),
       ),
       item_handlers={
@@ -97,48 +120,50 @@ class Checkpoints:
         'run': ocp.JsonCheckpointHandler(),
       },
     )
-    if (latest := self._manager.latest_step()) is not None:
-      self._check_same(latest)
-    self._handler = None
-    if jax.process_count() == 1:
-      self._handler = signal.signal(
-        signal.SIGTERM, lambda *_: self._terminated.set()
-      )
+
+  @property
+  def last_step(self):
+    """Of the last checkpoint; None where there is none yet."""
+    return self._manager.latest_step()
+
+  def about(self, step):
+    """The `About` of a checkpoint."""
+    return About(**self._read(step, 'run', ocp.args.JsonRestore())['about'])
+
+  def begin(self, step):
+    """Says that the run starts after a step: from now on it can be stopped."""
+    if jax.process_count() > 1:
+      # A notice that came before has set the first step to stop at to 1.
+      self._noticed = multihost_utils.reached_preemption_sync_point(1)
+      multihost_utils.reached_preemption_sync_point(max(step, 1))
 
   def stop_wanted(self, step):
     """Whether the run is asked to stop; the same in every process."""
     if jax.process_count() == 1:
       return self._terminated.is_set()
-    return multihost_utils.reached_preemption_sync_point(step)
+    reached = multihost_utils.reached_preemption_sync_point(step)
+    return self._noticed or reached
 
-  def restore(self, like, step=None):
+  def restore(self, like, step):
     """Reads a checkpoint.
 
     Args:
-      like: a `train.State` of the shapes, dtypes and layout to restore.
-      step: of it; None for the last.
+      like: a `train.State` of `jax.ShapeDtypeStruct`s with the layout to
+        restore, as `abstract` makes it.
+      step: of it.
 
     Returns:
       The state, the history, a list of the metrics of every step, and an
-      `About`; None where there is no checkpoint yet.
+      `About`.
 
     Raises:
-      ValueError: it cannot be read.
-      OSError: there is no room for another one.
+      ValueError: it is of another model, or cannot be read.
     """
-    latest = self._manager.latest_step()
-    step = latest if step is None else step
-    self._check_space(like)
-    if step is None:
-      return None
-    kept = self._read(step, 'run', ocp.args.JsonRestore())
+    about = self.about(step)
     self._check_shapes(step, like)
-    state = self._read(
-      step, 'state', ocp.args.StandardRestore(_abstract(like._asdict()))
-    )
+    state = self._read(step, 'state', ocp.args.StandardRestore(like._asdict()))
     columns = self._read(step, 'history', ocp.args.StandardRestore())
     columns = {name: np.asarray(column) for name, column in columns.items()}
-    about = About(**kept['about'])
     self._best_step = about.best_step
     history = [
       {name: float(column[i]) for name, column in columns.items()}
@@ -153,8 +178,6 @@ class Checkpoints:
       OSError: this one, or the one before, cannot be written.
     """
     self._best_step = about.best_step
-    if about.step in self._manager.all_steps():
-      return
     columns = {
       name: np.array([metrics[name] for metrics in history], np.float32)
       for name in history[0]
@@ -184,7 +207,8 @@ class Checkpoints:
     except jax.errors.JaxRuntimeError:  # of a process that is gone
       raise
     except Exception as error:  # of tensorstore's, Orbax's and Python's types
-      kept = ', '.join(map(str, self._manager.all_steps())) or 'none'
+      kept = sorted(p.name for p in self._folder.glob('*') if p.name.isdigit())
+      kept = ', '.join(kept) or 'none'
       raise OSError(
         f'A checkpoint cannot be written to {self._folder}: {_line(error)} '
         f'Those before it are untouched: {kept}. Make room, and run the same '
@@ -200,7 +224,9 @@ class Checkpoints:
   def _try_to_read(self, step, action):
     try:
       return action()
-    except Exception as error:  # as in _write
+    except jax.errors.JaxRuntimeError:  # of memory, or as in _write
+      raise
+    except Exception as error:
       raise ValueError(
         f'The checkpoint {self._folder / str(step)} cannot be read: '
         f'{_line(error)} Move it away to go on from the one before, or set '
@@ -230,14 +256,21 @@ class Checkpoints:
           'folder.'
         )
 
-  def _check_space(self, state):
-    sizes = [leaf.nbytes for leaf in jax.tree.leaves(state)]
-    wanted, free = 2 * sum(sizes), shutil.disk_usage(self._folder).free
-    if free < wanted:
+  def check_space(self, like):
+    """Refuses a run whose checkpoints have no room; `like` as for `restore`.
+
+    Raises:
+      OSError: saying how much there is.
+    """
+    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(like))
+    # The last ones, the best, and a new one beside them.
+    wanted = self._keep + 2 - len(self._manager.all_steps())
+    free = shutil.disk_usage(self._folder).free
+    if free < wanted * size:
       raise OSError(
-        f'{self._folder} has room for {free / 1e9:.1f} GB, and a checkpoint '
-        f'takes {wanted / 2e9:.1f}, a new one beside the last; make room, or '
-        'set --config.output_dir to another folder.'
+        f'{self._folder} has room for {free / 1e9:.1f} GB, and {wanted} '
+        f'checkpoints of {size / 1e9:.1f} GB are to come; make room, or set '
+        '--config.output_dir to another folder.'
       )
 
   def _check_same(self, step):
@@ -286,7 +319,8 @@ def _plain(run):
   return flat
 
 
-def _abstract(tree):
+def abstract(tree):
+  """The shapes, dtypes and layout of arrays, without the arrays."""
   return jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree
   )

@@ -73,6 +73,11 @@ def keep_programs(folder):
 
 def check_output(folder):
   """Makes the output folder; an OSError where nothing can be written to it."""
+  if '://' in str(folder):
+    raise OSError(
+      f'config.output_dir {str(folder)!r} is no folder; mount the bucket, and '
+      'set --config.output_dir to where it is.'
+    )
   folder = pathlib.Path(folder)
   try:
     folder.mkdir(parents=True, exist_ok=True)

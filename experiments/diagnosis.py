@@ -56,7 +56,10 @@ def first_not_finite(function, params, *args):
       return (
         f'the first layer to go wrong is {scope or "the loss"}, in {operation}.'
       )
-  return 'the same step of the same params is finite when it is run again.'
+  return (
+    'the same params and batch give a finite one when run again, with other '
+    'random numbers where a batch is in parts.'
+  )
 
 
 @jax.jit

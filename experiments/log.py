@@ -1,5 +1,6 @@
 """What a run tells while it goes on: JSON lines, TensorBoard, a profile."""
 
+import importlib.util
 import json
 import pathlib
 import resource
@@ -10,6 +11,19 @@ import jax
 import numpy as np
 
 from experiments import report
+
+
+def check(config):
+  """Refuses a config whose TensorBoard cannot be written.
+
+  Raises:
+    ModuleNotFoundError: tensorboardX is not installed.
+  """
+  if config.tensorboard and importlib.util.find_spec('tensorboardX') is None:
+    raise ModuleNotFoundError(
+      "config.tensorboard needs this project's extra `.[tensorboard]`; install "
+      'it, or set --config.tensorboard=False.'
+    )
 
 
 class Log:
@@ -33,9 +47,6 @@ class Log:
       rate: step -> learning rate.
       layer_names: of SPD's vectors.
       bar: with `set_postfix` and `update`.
-
-    Raises:
-      ModuleNotFoundError: TensorBoard is wanted and tensorboardX is not there.
     """
     self._folder = pathlib.Path(folder)
     self._config, self._rate, self._bar = config, rate, bar
@@ -43,14 +54,6 @@ class Log:
     self._since = None
     self._writes = jax.process_index() == 0
     self._board = None
-    if config.tensorboard and self._writes:
-      try:
-        import tensorboardX  # noqa: F401
-      except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-          f"{error}; install this project's extra `.[tensorboard]`, or set "
-          '--config.tensorboard=False.'
-        ) from error
     self._traces = False
     self._trace(0)
 
@@ -116,7 +119,8 @@ class Log:
     if self._config.profile and max(self._config.profile - 2, 0) == step:
       jax.profiler.start_trace(self._folder / 'profile')
       self._traces = True
-    if self._traces and step > self._config.profile:
+    last = step == self._config.num_steps
+    if self._traces and (last or step > self._config.profile):
       jax.profiler.stop_trace()
       self._traces = False
 

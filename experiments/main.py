@@ -10,6 +10,7 @@ to config.output_dir/METHOD_SEED; `python -m experiments.report` prints the
 table of the rows of several runs.
 """
 
+import hashlib
 import os
 import pathlib
 import sys
@@ -54,6 +55,9 @@ def run(config, name, seed):
   folder = run_folder(config, name, seed)
   cli.check_output(folder)
   checkpoints = _checkpoints(config, name, seed) if method.optimizer else None
+  if method.starts_from:
+    best_step_of(config, method.starts_from, seed)
+  log.check(config)
   model = study.load_model(config, opened['train'].class_names)
   fine_tuning, sets = study.load(config, opened, model, cli.progress)
   result = train.Run(fine_tuning.pretrained, None, {}, None, None)
@@ -94,34 +98,48 @@ def run_folder(config, name, seed):
   return pathlib.Path(config.output_dir, f'{name}_{seed}')
 
 
-def best_of(config, fine_tuning, name, seed):
-  """The params that another run of the study chose.
+def best_step_of(config, name, seed):
+  """The step that another run of the study chose.
 
   Raises:
     FileNotFoundError: it has not ended.
-    ValueError: its checkpoint is not of this study.
+    ValueError: its checkpoints are not of this study.
   """
-  checkpoints = _checkpoints(config, name, seed)
+  if (run_folder(config, name, seed) / 'checkpoints').exists():
+    checkpoints = _checkpoints(config, name, seed, read_only=True)
+    last = checkpoints.last_step
+    if last == config.num_steps:
+      return checkpoints.about(last).best_step
+  raise FileNotFoundError(
+    f'The run of {name!r} with seed {seed} has not ended, which this one '
+    f'starts from; run --method={name} --seed={seed} first.'
+  )
+
+
+def best_of(config, fine_tuning, name, seed):
+  """The params that another run of the study chose; see `best_step_of`."""
   like = fine_tuning.init(
     *optimizers.from_config(config, config.methods[name]),
     fine_tuning.pretrained,
   )
-  last = checkpoints.restore(like)
-  if last is None or last[2].step < config.num_steps:
-    raise FileNotFoundError(
-      f'The run of {name!r} with seed {seed} has not ended, which this one '
-      f'starts from; run --method={name} --seed={seed} first.'
-    )
-  best, _, _ = checkpoints.restore(like, last[2].best_step)
-  checkpoints.close()
-  return best.shown
+  like = checkpoint.abstract(like)
+  step = best_step_of(config, name, seed)
+  checkpoints = _checkpoints(config, name, seed, read_only=True)
+  return checkpoints.restore(like, step)[0].shown
 
 
-def _checkpoints(config, name, seed):
-  method = config.methods[name]
-  about = config.to_dict() | {'methods': {name: method.to_dict()}, 'seed': seed}
-  folder = run_folder(config, name, seed)
-  return checkpoint.Checkpoints(folder / 'checkpoints', about, config.keep)
+def _checkpoints(config, name, seed, read_only=False):
+  about = config.to_dict()
+  about['methods'] = {name: config.methods[name].to_dict()}
+  # A clone elsewhere has them at another path.
+  for key in ('prompts', 'class_names'):
+    if config[key]:
+      text = pathlib.Path(config[key]).read_bytes()
+      about[key] = hashlib.sha256(text).hexdigest()
+  # Its devices draw other random numbers.
+  about |= {'seed': seed, 'pmap': config.layout == 'pmap'}
+  folder = run_folder(config, name, seed) / 'checkpoints'
+  return checkpoint.Checkpoints(folder, about, config.keep, read_only)
 
 
 def _train(config, fine_tuning, name, seed, origin, checkpoints):
@@ -160,6 +178,8 @@ def main(argv):
     if jax.process_count() == 1:
       raise
     line = ' '.join(str(error).split())[:200]
+    if 'RESOURCE_EXHAUSTED' in line:
+      _fail(line)
     _fail(
       f'process {jax.process_index()} lost touch with another one, which has '
       f'probably ended; its own message says why. Start all of them again with '

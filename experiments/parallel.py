@@ -147,7 +147,7 @@ def layout(name='replicated', devices=None):
       'fsdp': params and the optimizer's state are split over all devices,
       'fsdp:N': over N devices, and repeated over the rest (N chips of a host
         that share a fast link, say),
-      'pmap': as 'replicated', by `jax.pmap`.
+      'pmap': as 'replicated', by `jax.pmap`, in one process.
     devices: that it uses; all of all processes by default.
 
   Returns:
@@ -165,12 +165,17 @@ def layout(name='replicated', devices=None):
       f'config.layout is {name!r}; it must be replicated, fsdp, pmap, or '
       f'fsdp:N with an N that divides the {number} devices.'
     )
-  shape = (number // ways[name], ways[name])
-  mesh = jax.make_mesh(
-    shape,
+  if name == 'pmap' and jax.process_count() > 1:
+    raise ValueError(
+      "config.layout is 'pmap', which is for one process; use replicated."
+    )
+  # In the order of the processes, which each read their rows of a batch; not
+  # in that of jax.make_mesh, which follows a TPU's wiring.
+  devices = sorted(devices, key=lambda d: (d.process_index, d.id))
+  mesh = jax.sharding.Mesh(
+    np.array(devices).reshape(number // ways[name], ways[name]),
     ('data', 'fsdp'),
-    (jax.sharding.AxisType.Auto,) * 2,
-    devices=devices,
+    axis_types=(jax.sharding.AxisType.Auto,) * 2,
   )
   return Layout(mesh, pmap=name == 'pmap')
 

@@ -119,7 +119,7 @@ def rows(config, names, layout, num_classes, count):
     memory on a chip, seconds to compile, and what `count` returns. Where
     nothing fits, without the last three.
   """
-  number, start = layout.num_devices, 0
+  number = layout.num_devices
   for name in names:
     row = {
       'devices': number,
@@ -127,7 +127,7 @@ def rows(config, names, layout, num_classes, count):
       'method': config.methods[name].label,
       'batch_size': config.batch_size,
     }
-    for i, (remat, accumulate) in enumerate(_WAYS[start:], start):
+    for remat, accumulate in _WAYS:
       if config.batch_size % (number * accumulate):
         continue
       config.model.remat, config.accumulate = remat, accumulate
@@ -139,7 +139,6 @@ def rows(config, names, layout, num_classes, count):
         if 'RESOURCE_EXHAUSTED' not in str(error):
           raise
         continue
-      start = i  # what AdamW has no room for the others have not
       memory = program.memory_analysis()
       row |= {
         'remat': remat,
@@ -167,7 +166,7 @@ def table(found):
     ways = ['rematerialisation'] * row['remat']
     if row['accumulate'] > 1:
       ways.append(f'{row["accumulate"]} parts')
-    free = HBM[row['topology'].split(':')[0]]
+    free = HBM.get(row['topology'].split(':')[0], '?')
     lines.append(
       [
         *cells,

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.experimental import multihost_utils
 
 from experiments import evaluate, optimizers, parallel, train
 from experiments.data import augment, folders, pipeline, sources
@@ -527,8 +528,11 @@ def _fit_head(config, layout, task, model, sets, progress):
       )
       for name in names
     ]
-  model.head.kernel[...], model.head.bias[...] = heads.linear_probe(
+  head = heads.linear_probe(
     *probed,
     classification.METRICS[config.metrics[0]],
     balanced=config.balanced_loss,
   )
+  # To the last bit the same in every process.
+  head = multihost_utils.broadcast_one_to_all(head)
+  model.head.kernel[...], model.head.bias[...] = head

@@ -189,8 +189,14 @@ class FineTuning:
     state = self.init(method, strength, start)
     about = checkpoint.About(0, -np.inf, None, 0.0, 0.0)
     history, chosen, running = [], None, None
-    if checkpoints and (found := checkpoints.restore(state)):
-      state, history, about = found
+    if checkpoints:
+      like, last = checkpoint.abstract(state), checkpoints.last_step
+      if last is not None:
+        state = None  # two have no room
+        state, history, about = checkpoints.restore(like, last)
+      if about.step < config.num_steps:
+        checkpoints.check_space(like)
+      checkpoints.begin(about.step)
     first = about.step + 1
 
     step_fn = functools.partial(
@@ -210,9 +216,9 @@ class FineTuning:
       layers = metrics.pop('layers')
       history.append({k: float(v) for k, v in jax.device_get(metrics).items()})
       if not np.isfinite(history[-1]['loss']):
-        found = self._diagnose(layout.leave(state).params, rows, seed, step)
         if checkpoints:
           checkpoints.close()
+        found = self._diagnose(layout.leave(state).params, rows, seed, step)
         raise FloatingPointError(
           f'{method.optimizer}: the loss is {history[-1]["loss"]} at step '
           f'{step}, where the learning rate is '
@@ -255,13 +261,13 @@ class FineTuning:
             chosen = jax.tree.map(jnp.copy, at_rest.shown)
         if saves:
           checkpoints.save(at_rest, history, about)
+        at_rest = None
         since = time.perf_counter()
         if stops and not ends:
           checkpoints.close()
           raise Stopped(f'stopped after step {step} of {config.num_steps}')
     if chosen is None:  # before this process started
-      chosen, _, _ = checkpoints.restore(layout.leave(state), about.best_step)
-      chosen = chosen.shown
+      chosen = checkpoints.restore(like, about.best_step)[0].shown
     if checkpoints:
       checkpoints.close()
     columns = {
@@ -273,14 +279,17 @@ class FineTuning:
 
   def _diagnose(self, params, rows, seed, step):
     """Why the loss of a step is not finite, a sentence."""
-    return diagnosis.first_not_finite(
-      functools.partial(_loss, self.graphdef, self.task),
-      params,
-      self.frozen,
-      self.layout.put_batch(rows),
-      seed,
-      step,
-    )
+    try:
+      return diagnosis.first_not_finite(
+        functools.partial(_loss, self.graphdef, self.task),
+        params,
+        self.frozen,
+        self.layout.put_batch(rows),
+        seed,
+        step,
+      )
+    except jax.errors.JaxRuntimeError as error:
+      return f'where it comes from cannot be found out: {str(error)[:100]}.'
 
 
 def wise_ft(pretrained, params, alpha):

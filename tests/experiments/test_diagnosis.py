@@ -81,4 +81,4 @@ def test_what_is_minus_infinity_on_purpose_is_no_fault():
 
 def test_what_is_finite():
   said = diagnosis.first_not_finite(lambda p: p['w'].sum(), {'w': jnp.ones(2)})
-  assert 'is finite when it is run again' in said
+  assert 'give a finite one when run again' in said

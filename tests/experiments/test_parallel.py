@@ -88,6 +88,11 @@ def test_where_arrays_lie():
   np.testing.assert_array_equal(layout.gather(batch), np.arange(16))
 
 
+def test_devices_are_in_the_order_of_the_rows_of_a_batch():
+  layout = parallel.layout('fsdp:2', jax.devices()[::-1])
+  assert [d.id for d in layout.mesh.devices.flat] == list(range(8))
+
+
 def test_put_copies():
   layout = parallel.layout('replicated', jax.devices()[:1])
   x = layout.put(np.ones(3))

@@ -88,6 +88,7 @@ def test_the_first_way_that_fits(config, layout, monkeypatch):
   assert asked == [
     ('adamw', False, 1),
     ('adamw', True, 1),
+    ('spd_1', False, 1),
     ('spd_1', True, 1),
     ('spd_1', True, 2),
   ]
