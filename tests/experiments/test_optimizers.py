@@ -213,3 +213,36 @@ def test_a_head_that_spd_leaves_alone():
     optax.tree.get(s, 'SPDState').ratio.size for s in (state, left_state)
   ]
   assert layers[0] - layers[1] == len(PARAMS['head'])
+
+
+@pytest.mark.parametrize('strength', [None, 1.0])
+def test_the_gradient_is_clipped_before_the_optimizer(strength):
+  tx = optax.chain(optax.clip_by_global_norm(0.5), optax.adam(SCHEDULE))
+  if strength:
+    tx = with_spd(tx, weight_decay=strength)
+  params, state = run(make(strength, clip_norm=0.5))
+  wanted, _ = run(tx)
+  assert_close(params, wanted)
+  if strength:
+    spd = optax.tree.get(state, 'SPDState')
+    assert spd.decayed_count.sum() > 0
+  # Steps of other lengths than without it.
+  plain, _ = run(make(strength))
+  assert abs(params['head']['bias'] - plain['head']['bias']).max() > 1e-4
+
+
+def test_the_rate_of_a_step_and_the_names_of_the_layers():
+  method = dataclasses.replace(PLAIN, spd=True)
+  assert method.rate(3, {'learning_rate': 1e-2}) == float(SCHEDULE(2))
+  _, state = run(make(1.0), num_steps=1)
+  spd = optax.tree.get(state, 'SPDState')
+  names = method.layer_names(PARAMS)
+  assert len(names) == spd.ratio.size
+  assert 'head/kernel' in names
+  for changes in ({'anchor_head': False}, {'train': 'biases'}):
+    _, state = run(make(1.0, **changes), num_steps=1)
+    spd = optax.tree.get(state, 'SPDState')
+    found = dataclasses.replace(method, **changes).layer_names(PARAMS)
+    assert len(found) == spd.ratio.size
+    assert set(found) < set(names)
+  assert PLAIN.layer_names(PARAMS) == []
