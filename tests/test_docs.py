@@ -9,7 +9,7 @@ import pytest
 from flax import linen
 from flax.training.train_state import TrainState
 
-from experiments import benchmark, report
+from experiments import benchmark, report, slices
 from experiments.configs import base, elpv
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -70,6 +70,8 @@ def test_tables_are_those_of_the_rows(name):
   )
 
 
-def test_the_table_of_costs_is_that_of_its_rows():
-  rows = report.read_jsonl(ROOT / 'experiments/results/benchmark.jsonl')
-  assert benchmark.table(rows) in (ROOT / 'README.md').read_text()
+@pytest.mark.parametrize('module', [benchmark, slices])
+def test_the_tables_of_costs_are_those_of_their_rows(module):
+  name = module.__name__.rpartition('.')[2]
+  rows = report.read_jsonl(ROOT / f'experiments/results/{name}.jsonl')
+  assert module.table(rows) in (ROOT / 'README.md').read_text()
