@@ -461,6 +461,8 @@ def topology(name):
   # There is no TPU to ask for its neighbours.
   os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
   os.environ.setdefault('TPU_WORKER_HOSTNAMES', 'localhost')
+  # Nor one that only one process may have.
+  os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
   from jax.experimental import topologies
 
   try:
