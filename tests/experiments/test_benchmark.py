@@ -285,8 +285,8 @@ def test_bad_flags_end_with_a_line(arguments, message):
 @pytest.mark.skipif(
   importlib.util.find_spec('libtpu') is None,
   reason=(
-    'the TPU compiler, libtpu, is 700 MB that nothing else needs; to run it: '
-    "pip install '.[test,tpu]', pytest -m tpu, as .ci/run does"
+    'libtpu, the TPU compiler, is 700 MB, for Linux on x86-64 alone; '
+    "'.[test,tpu]' installs it, and .ci/run runs these in a second environment"
   ),
 )
 class TestTPU:

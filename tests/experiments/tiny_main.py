@@ -10,6 +10,8 @@ from tests.experiments import tiny_study
 
 if __name__ == '__main__':
   tiny_study.install()
-  if 'TINY_DELAY' in os.environ:
-    tiny_study.slow_down(float(os.environ['TINY_DELAY']))
+  tiny_study.disturb(
+    float(os.environ.get('TINY_DELAY', 0)),
+    int(os.environ.get('TINY_FULL_AT', 0)),
+  )
   runpy.run_module('experiments.main', run_name='__main__', alter_sys=True)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import resource
 import time
 
 import numpy as np
@@ -76,13 +77,22 @@ def get_config(arg=''):
   return config
 
 
-def slow_down(seconds):
-  """Makes every batch of training take so long, so that a run can be hit."""
+def disturb(seconds, full_at):
+  """Makes a run easy to hit.
+
+  Args:
+    seconds: that every batch of training takes.
+    full_at: the batch with which the disk is as if full: no file grows beyond
+      what the log takes; 0 for none.
+  """
   make = pipeline.train_batches
 
-  def slow(*args, **kwargs):
-    for batch in make(*args, **kwargs):
+  def disturbed(*args, **kwargs):
+    for i, batch in enumerate(make(*args, **kwargs), 1):
       time.sleep(seconds)
+      if i == full_at:
+        _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
       yield batch
 
-  pipeline.train_batches = slow
+  pipeline.train_batches = disturbed
