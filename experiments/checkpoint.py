@@ -96,6 +96,7 @@ class Checkpoints:
       self._check_same(self.last_step)
     if read_only:
       return
+    self._manager.close()
     self._manager = self._open(read_only=False)
     if jax.process_count() == 1:
       self._handler = signal.signal(

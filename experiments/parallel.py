@@ -36,8 +36,10 @@ class Layout:
   def name(self):
     """As `layout` takes it."""
     ways = self.mesh.shape['fsdp']
-    if self.pmap or ways == 1:
-      return 'pmap' if self.pmap else 'replicated'
+    if self.pmap:
+      return 'pmap'
+    if ways == 1:
+      return 'replicated'
     return 'fsdp' if ways == self.num_devices else f'fsdp:{ways}'
 
   def sharding(self, shape):
