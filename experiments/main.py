@@ -204,7 +204,7 @@ def _fail(message):
 
 if __name__ == '__main__':
   logging.set_verbosity(logging.WARNING)
-  flags.DEFINE_string('method', None, 'Of config.methods.', required=True)
+  flags.DEFINE_string('method', '', 'Of config.methods.')
   flags.DEFINE_integer('seed', 0, 'Of data order, augmentation, drop path.')
   flags.DEFINE_string(
     'distributed',
@@ -213,4 +213,5 @@ if __name__ == '__main__':
     'address of the first process.',
   )
   cli.define_config('main')
+  __doc__ += f'\nThe study:\n\n{flags.FLAGS["config"].value}'
   app.run(main)

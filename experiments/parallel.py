@@ -216,7 +216,10 @@ def start(processes):
       **keys, heartbeat_timeout_seconds=_HEARTBEAT_SECONDS
     )
   except ValueError as error:
-    raise ValueError(f'--distributed={processes}: {error}') from error
+    raise ValueError(
+      f'--distributed={processes}: {error} Where JAX knows of no cluster, give '
+      'HOST:PORT,PROCESSES,INDEX.'
+    ) from error
   except RuntimeError as error:
     raise ConnectionError(f'--distributed={processes}: {error}') from error
 

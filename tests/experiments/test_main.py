@@ -14,6 +14,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from experiments.configs import elpv
+
 _STUDY = pathlib.Path(__file__).parent / 'tiny_study.py'
 _TIMES = ('images_per_second', 'seconds_left', 'peak_bytes')
 _OF_ROWS = ('seconds', 'waiting', 'command')
@@ -238,9 +240,29 @@ def test_a_checkpoint_that_cannot_be_written(noise, tmp_path):
   assert runs.step() == 24
 
 
-def test_a_mistake_is_a_line(noise, tmp_path):
-  process = Runs(noise, tmp_path).start('--config.batch_size=1000')
+@pytest.mark.parametrize(
+  ('flag', 'message'),
+  [
+    ('--config.batch_size=1000', 'main: config.batch_size is 1000'),
+    ('--method=', 'it is one of zero_shot, adamw, spd_1, after.'),
+    ('--distributed=auto', 'knows of no cluster, give HOST:PORT,PROCESSES,IND'),
+    ('adamw', "main: 'adamw' is no flag; see --help."),
+  ],
+)
+def test_a_mistake_is_a_line(noise, tmp_path, flag, message):
+  process = Runs(noise, tmp_path).start(flag)
   printed, _ = process.communicate(timeout=60)
   assert process.returncode == 1
-  assert 'main: config.batch_size is 1000' in printed
+  assert message in printed
   assert 'Traceback' not in printed
+
+
+def test_help_shows_the_study():
+  done = subprocess.run(
+    [sys.executable, '-m', 'experiments.main', '--help'],
+    capture_output=True,
+    text=True,
+    timeout=60,
+  )
+  for line in str(elpv.get_config()).splitlines():
+    assert line in done.stdout
