@@ -5,6 +5,7 @@ is `train`'s own, of the study's model, recipe and methods; weights and images
 are shapes only.
 """
 
+import itertools
 import time
 
 import jax
@@ -17,8 +18,13 @@ from experiments.models import heads, vit
 # GiB of main memory that a chip has (cloud.google.com/tpu/docs).
 HBM = {'v4': 32, 'v5e': 16, 'v5p': 95, 'v6e': 32}
 
-# XLA's own rematerialisation, which hides what does not fit, and takes minutes.
-_OPTIONS = {'xla_disable_hlo_passes': 'rematerialization'}
+_OPTIONS = {
+  # XLA's own, which hides what does not fit, and takes minutes.
+  'xla_disable_hlo_passes': 'rematerialization',
+  # A minute instead of four: the same operations and collectives, a hundredth
+  # more memory, an eighth more or less traffic.
+  'exec_time_optimization_effort': -1.0,
+}
 
 # What is tried until the step fits: (rematerialisation, parts of the batch).
 _WAYS = [(False, 1), (True, 1), (True, 2), (True, 4), (True, 8), (True, 16)]
@@ -109,7 +115,8 @@ def rows(config, names, layout, num_classes, count):
 
   Args:
     config: that `check` accepted; `model.remat` and `accumulate` are set here.
-    names: keys of `config.methods`.
+    names: keys of `config.methods`. The first one's way is tried first for the
+      next, so that they are compared in the same one.
     layout: a `parallel.Layout` of a topology's devices.
     num_classes: of the head.
     count: a compiled program -> dict, as `benchmark.count_program`.
@@ -120,6 +127,7 @@ def rows(config, names, layout, num_classes, count):
     nothing fits, without the last three.
   """
   number = layout.num_devices
+  ways = [way for way in _WAYS if config.batch_size % (number * way[1]) == 0]
   for name in names:
     row = {
       'devices': number,
@@ -127,9 +135,8 @@ def rows(config, names, layout, num_classes, count):
       'method': config.methods[name].label,
       'batch_size': config.batch_size,
     }
-    for remat, accumulate in _WAYS:
-      if config.batch_size % (number * accumulate):
-        continue
+    while ways:
+      remat, accumulate = ways[0]
       config.model.remat, config.accumulate = remat, accumulate
       since = time.perf_counter()
       try:
@@ -138,6 +145,7 @@ def rows(config, names, layout, num_classes, count):
       except jax.errors.JaxRuntimeError as error:
         if 'RESOURCE_EXHAUSTED' not in str(error):
           raise
+        ways = ways[1:]
         continue
       memory = program.memory_analysis()
       row |= {
@@ -155,27 +163,34 @@ def rows(config, names, layout, num_classes, count):
 
 
 def table(found):
-  """A Markdown table of `rows`; FLOPs and bytes are of a chip and a step."""
-  titles = ['slice', 'chips', 'layout', 'method', 'with', 'HBM GiB a chip']
+  """A Markdown table of `rows`: the methods of a slice and layout on one line.
+
+  FLOPs and bytes are of a chip and a step.
+  """
+  titles = ['slice', 'chips', 'layout', 'methods', 'with', 'HBM GiB a chip']
   lines = [[*titles, 'TFLOP', 'GB accessed', 'collectives', 'compile s']]
-  for row in found:
-    cells = [str(row[k]) for k in ('topology', 'devices', 'layout', 'method')]
-    if 'chip_bytes' not in row:
-      lines.append([*cells, 'does not fit', *'-----'])
-      continue
-    ways = ['rematerialisation'] * row['remat']
-    if row['accumulate'] > 1:
-      ways.append(f'{row["accumulate"]} parts')
-    free = HBM.get(row['topology'].split(':')[0], '?')
-    lines.append(
-      [
-        *cells,
-        ', '.join(ways) or '-',
-        f'{row["chip_bytes"] / 2**30:.1f} of {free}',
-        f'{row["flops"] / 1e12:.2f}',
-        f'{row["bytes_accessed"] / 1e9:.0f}',
-        ' '.join(f'{v} {k}' for k, v in row['collectives'].items()) or '-',
-        f'{row["compile_s"]:.0f}',
-      ]
-    )
+  keys = ('topology', 'devices', 'layout')
+  for key, group in itertools.groupby(found, lambda r: [r[k] for k in keys]):
+    cells = zip(*map(_cells, group), strict=True)
+    method, way, memory, *rest = (' / '.join(dict.fromkeys(c)) for c in cells)
+    memory += f' of {HBM.get(key[0].split(":")[0], "?")}'
+    lines.append([*map(str, key), method, way, memory, *rest])
   return report.markdown(lines)
+
+
+def _cells(row):
+  """Of one row: method, way, memory, FLOPs, bytes, collectives, seconds."""
+  if 'chip_bytes' not in row:
+    return [row['method'], 'does not fit', *'-----']
+  ways = ['rematerialisation'] * row['remat']
+  if row['accumulate'] > 1:
+    ways.append(f'{row["accumulate"]} parts')
+  return [
+    row['method'],
+    ', '.join(ways) or '-',
+    f'{row["chip_bytes"] / 2**30:.1f}',
+    f'{row["flops"] / 1e12:.2f}',
+    f'{row["bytes_accessed"] / 1e9:.0f}',
+    ', '.join(f'{v} {k}' for k, v in row['collectives'].items()) or '-',
+    f'{row["compile_s"]:.0f}',
+  ]
