@@ -29,7 +29,6 @@ import numpy as np
 import optax
 from absl import app, flags
 from flax import nnx
-from matplotlib.figure import Figure
 
 from experiments import cli, parallel, report, slices
 from experiments.models import heads, vit
@@ -532,7 +531,7 @@ def plot_growth(rows, path):
     ('topology', 'TPU chips, FSDP', 'hbm_bytes', 'HBM bytes a step and chip'),
   ]
   panels = [p for p in panels if any(row['axis'] == p[0] for row in rows)]
-  figure = Figure(figsize=(2.8 * len(panels), 3), layout='constrained')
+  figure = report.empty_figure(2.8 * len(panels), 3)
   for axes, (axis, label, key, unit) in zip(
     figure.subplots(1, len(panels)), panels, strict=True
   ):

@@ -15,7 +15,6 @@ import sys
 
 import jax
 import numpy as np
-from matplotlib.figure import Figure
 
 # Okabe and Ito's colours: told apart by colour-blind readers too.
 _COLORS = (
@@ -194,6 +193,13 @@ def markdown(lines):
   return '\n'.join(text)
 
 
+def empty_figure(width, height):
+  """A Matplotlib figure of so many inches."""
+  from matplotlib.figure import Figure  # half a second that most runs can save
+
+  return Figure(figsize=(width, height), layout='constrained')
+
+
 def plot_plane(rows, means, path, title):
   """ID against OOD: a point a method, its seeds in faint.
 
@@ -207,7 +213,7 @@ def plot_plane(rows, means, path, title):
   id_set, *others = [name for name in found if name != 'val']
   metric = next(iter(found[id_set]))
   ood, set_names = next(iter(means.items()), (', '.join(others), others))
-  figure = Figure(figsize=(9.6, 5.6), layout='constrained')
+  figure = empty_figure(9.6, 5.6)
   axes = figure.subplots()
   for i, group_rows in enumerate(group(rows)):
     label = group_rows[0]['label']
@@ -232,7 +238,7 @@ def _style(i):
 
 def plot_steps(rows, path, title, window=10):
   """Deviation, and the share of layers that SPD decays, over the steps."""
-  figure = Figure(figsize=(9.6, 4.6), layout='constrained')
+  figure = empty_figure(9.6, 4.6)
   left, right = figure.subplots(1, 2)
   for i, group_rows in enumerate(group(rows)):
     label = group_rows[0]['label']

@@ -4,9 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 
 class Classifier(nnx.Module):
@@ -69,6 +66,11 @@ def linear_probe(
   Returns:
     kernel [F, C] and bias [C] of the head, float32.
   """
+  # A second that most runs can save.
+  from sklearn.linear_model import LogisticRegression
+  from sklearn.pipeline import make_pipeline
+  from sklearn.preprocessing import StandardScaler
+
   scaled = StandardScaler()
 
   def fit(strength):

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from sklearn import metrics as sklearn_metrics
 
 from experiments.data import mixing
 
@@ -109,12 +108,16 @@ def _balanced_accuracy(logits_NxC, labels_N):
 
 def _auroc(logits_NxC, labels_N):
   """Area under the ROC curve, of two classes."""
-  return sklearn_metrics.roc_auc_score(labels_N, _scores(logits_NxC))
+  from sklearn import metrics  # a second that most runs can save
+
+  return metrics.roc_auc_score(labels_N, _scores(logits_NxC))
 
 
 def _average_precision(logits_NxC, labels_N):
   """Average precision of class 1, of two."""
-  return sklearn_metrics.average_precision_score(labels_N, _scores(logits_NxC))
+  from sklearn import metrics
+
+  return metrics.average_precision_score(labels_N, _scores(logits_NxC))
 
 
 def _scores(logits_NxC):

@@ -5,11 +5,14 @@ from experiments import parallel
 from experiments.models import clip, vit
 from tests.experiments import tiny_study
 
+# Where programs are judged, or run for longer than they compile.
+_OPTIMIZED = ('benchmark', 'compare', 'slices')
+
 
 @pytest.fixture(scope='module', autouse=True)
 def quick_compiles(request):
-  """Compiling is most of what these tests do, but where programs are judged."""
-  quick = not request.module.__name__.endswith(('benchmark', 'slices'))
+  """Compiling is most of what the other tests do."""
+  quick = not request.module.__name__.endswith(_OPTIMIZED)
   jax.config.update('jax_disable_most_optimizations', quick)
   yield
   jax.config.update('jax_disable_most_optimizations', False)

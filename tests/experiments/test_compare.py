@@ -17,7 +17,11 @@ FILES = {'table.md', 'rows.jsonl', 'results.json', 'plane.png', 'steps.png'}
 @pytest.mark.parametrize('full', [False, True])
 def test_the_study_end_to_end(tmp_path, capsys, full):
   config = elpv.get_config()
-  # Real weights, real images; small ones, and few steps.
+  # Real weights, real images; small ones, not all of them, and few steps.
+  config.eval_sets.OOD = {
+    **config.eval_sets.OOD,
+    'part': {'shares': (0.1, 0.9), 'take': 0},
+  }
   config.update(
     image_size=28,
     num_steps=6,
@@ -26,6 +30,7 @@ def test_the_study_end_to_end(tmp_path, capsys, full):
     batch_size=8,
     output_dir=str(tmp_path / 'new' / 'folder'),
   )
+  config.model.scan = full  # compiles one block, not twelve
   num_seeds = 1 if full else 2
   methods = ['adamw', 'spd_1', 'wise_ft'] if full else None
   opened = compare.configure(

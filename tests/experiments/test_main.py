@@ -19,6 +19,16 @@ from experiments.configs import elpv
 _STUDY = pathlib.Path(__file__).parent / 'tiny_study.py'
 _TIMES = ('images_per_second', 'seconds_left', 'peak_bytes')
 _OF_ROWS = ('seconds', 'waiting', 'command')
+# All that is drawn at random, and all that a step hands on to the next.
+_EVERYTHING = {
+  'augment': True,
+  'mixup': 0.8,
+  'cutmix': 1.0,
+  'label_smoothing': 0.1,
+  'model.drop_path': 0.2,
+  'ema': 0.9,
+  'accumulate': 2,
+}
 
 
 class Runs:
@@ -123,7 +133,7 @@ def assert_same(result, wanted):
 
 @pytest.mark.slow
 def test_killed_at_any_moment_it_ends_bit_equal(noise, tmp_path):
-  config = {'num_steps': 110, 'save_every': 3, 'log_every': 1}
+  config = {'num_steps': 90, 'save_every': 3, 'log_every': 1} | _EVERYTHING
   whole = Runs(noise, tmp_path / 'whole', **config)
   printed = whole.run()
   assert 'Adam-SPD 1' in printed
@@ -133,7 +143,7 @@ def test_killed_at_any_moment_it_ends_bit_equal(noise, tmp_path):
   rng = random.Random(0)
   in_a_save = {3, 7, 11, 15, 19}
   for life in range(20):
-    process = killed.start(delay=0.02)
+    process = killed.start(delay=0.05)
     killed.wait_for_step(killed.step() + rng.randint(0, 3), process)
     if life in in_a_save:
       steps = killed.folder / 'checkpoints'
@@ -145,7 +155,7 @@ def test_killed_at_any_moment_it_ends_bit_equal(noise, tmp_path):
     assert process.poll() is None, process.communicate()
     process.kill()
     process.communicate()
-  assert 0 < killed.step() < 110
+  assert 0 < killed.step() < 90
   killed.run()
   assert_same(killed.result(), whole.result())
   # Of a run that has ended: the same rows, and no step.
@@ -179,19 +189,22 @@ def test_two_processes(noise, tmp_path):
   whole, shared = (Runs(noise, tmp_path / name) for name in ('a', 'b'))
   whole.run()
 
-  def start():
+  def start(layout):
     with socket.socket() as free:
       free.bind(('localhost', 0))
       port = free.getsockname()[1]
     return [
       shared.start(
-        f'--distributed=localhost:{port},2,{i}', delay=0.1, devices=4
+        f'--distributed=localhost:{port},2,{i}',
+        f'--config.layout={layout}',
+        delay=0.1,
+        devices=4,
       )
       for i in range(2)
     ]
 
-  # A notice to one of them stops both.
-  first, second = start()
+  # A notice to one of them stops both; no process has all params.
+  first, second = start('fsdp')
   shared.wait_for_step(4, first)
   second.send_signal(signal.SIGTERM)
   for process in (first, second):
@@ -199,7 +212,7 @@ def test_two_processes(noise, tmp_path):
     assert process.returncode == 0, printed
     assert 'the same command goes on' in printed
   # One that dies does not leave the other one waiting.
-  first, second = start()
+  first, second = start('replicated')
   shared.wait_for_step(shared.step() + 2, first)
   second.kill()
   since = time.monotonic()
@@ -208,7 +221,7 @@ def test_two_processes(noise, tmp_path):
   assert first.returncode != 0
   assert 'Start all of them again' in printed
   second.communicate()
-  first, second = start()
+  first, second = start('fsdp:4')
   for process in (first, second):
     printed, _ = process.communicate(timeout=200)
     assert process.returncode == 0, printed

@@ -8,6 +8,7 @@ import time
 import numpy as np
 from PIL import Image
 
+from experiments import parallel
 from experiments.configs import base
 from experiments.data import pipeline
 from experiments.models import clip, vit
@@ -23,8 +24,12 @@ CHECKPOINT = pathlib.Path(__file__).parent / 'pretrained/reference/clip'
 
 
 def install():
-  """Puts the checkpoint of `make_reference` in the place of CLIP ViT-B/16."""
+  """Puts the checkpoint of `make_reference` in the place of CLIP ViT-B/16.
+
+  Its params are all small, but are to be split where a layout splits.
+  """
   vit.CONFIGS['clip_b16'], clip.CONFIGS['clip_b16'] = CLIP, TEXT
+  parallel._SMALL = 0
 
 
 def write_images(folder):

@@ -36,9 +36,10 @@ def batches(num_steps=NUM_STEPS):
   near = jax.tree.map(
     lambda p: p + 0.05 * rng.normal(size=p.shape).astype(np.float32), PRETRAINED
   )
+  apply = jax.jit(Network().apply)
   for _ in range(num_steps):
     x = rng.normal(size=(16, 6)).astype(np.float32)
-    y = Network().apply({'params': near}, x) + rng.normal(size=(16, 3))
+    y = apply({'params': near}, x) + rng.normal(size=(16, 3))
     yield x, np.asarray(y, np.float32)
 
 
