@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from experiments import checkpoint, main, parallel, report, train
+from optax_spd import adam_spd
 from tests.experiments import test_train, tiny_study
 
 METHOD = dataclasses.replace(test_train.SPD, num_steps=12)
@@ -168,6 +169,13 @@ def test_the_anchor_is_where_the_params_start():
   tx = test_train.METHOD.make(**STRENGTH)
   assert train.is_anchored(tx.init(moved), params)
 
+  class Elsewhere(type(METHOD)):
+    def make(self, **strength):
+      return adam_spd(1e-3, moved)
+
+  with pytest.raises(RuntimeError, match='anchor is not where the params sta'):
+    tuning().init(Elsewhere(**vars(METHOD)), STRENGTH, params)
+
 
 class TestMain:
   """`experiments.main`, but for its flags."""
@@ -194,6 +202,7 @@ class TestMain:
     # What starts from it starts at what it chose.
     (after,) = main.run(config, 'after', 1)
     assert after['decayed'] > 0
+    assert after['history']['deviation'][0] > adamw['deviation'] / 2
     names, *lines = [
       json.loads(line)
       for line in (tmp_path / 'after_1/layers.jsonl').read_text().splitlines()
@@ -207,7 +216,12 @@ class TestMain:
     assert start['seconds'] is None
 
   def test_a_run_that_starts_from_one_that_has_not_ended(self, config):
-    with pytest.raises(FileNotFoundError, match='run --method=adamw --seed=3'):
+    message = 'run --method=adamw --seed=3'
+    with pytest.raises(FileNotFoundError, match=message):
+      main.run(config, 'after', 3)
+    main.run(config, 'adamw', 3)
+    shutil.rmtree(f'{config.output_dir}/adamw_3/checkpoints/8')
+    with pytest.raises(FileNotFoundError, match=message):
       main.run(config, 'after', 3)
 
   @pytest.mark.parametrize('name', ['wise_ft', 'x'])

@@ -362,3 +362,16 @@ def test_what_is_stacked_and_what_is_not():
   axes = {name: int(name == 'bias1') for name in params}
   layers = _layers.Layers.of('test', params, layer_axes=axes)
   assert len(layers.groups()) == 7
+
+
+def test_slices_are_those_of_the_array_to_the_bit():
+  numbers = [-0.0, 0.0, np.nan, -np.inf, 3e-45, 1.5]  # 3e-45 is subnormal
+  for dtype in (jnp.float32, jnp.bfloat16):
+    array = (
+      jnp.array([numbers] * 70, dtype) * jnp.arange(70, dtype=dtype)[:, None]
+    )
+    for one in (array, array[:, 5], array[:1], array[:0]):
+      found = jax.jit(_layers._split)(one)
+      assert len(found) == len(one)
+      for x, y in zip(found, one, strict=True):
+        assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
