@@ -137,8 +137,9 @@ def test_long_sums_keep_their_digits():
 @methods
 def test_an_update_can_be_differentiated(name):
   """dL/dlambda of a step that decays: -r_t <theta~_t - theta_0, dL/dtheta>."""
-  params = {'w': jnp.linspace(1, 2, 12).reshape(3, 4)}
-  anchor = {'w': jnp.zeros((3, 4))}
+  # Two of one shape, which are stacked.
+  params = {n: jnp.linspace(1, 2, 12).reshape(3, 4) for n in 'vw'}
+  anchor = jax.tree.map(jnp.zeros_like, params)
   up = jax.tree.map(jnp.ones_like, params)
 
   def final(weight_decay):
@@ -153,10 +154,11 @@ def test_an_update_can_be_differentiated(name):
       grads = jax.tree.map(lambda x, sign=sign: sign * x, up)
       updates, state = tx.update(grads, state, theta)
       theta = optax.apply_updates(theta, updates)
-    return jnp.sum(theta['w']), optax.tree.get(state, 'SPDState')
+    return jnp.sum(theta['v'] + theta['w']), optax.tree.get(state, 'SPDState')
 
   slope, state = jax.grad(final, has_aux=True)(1.0)
-  assert state.decayed_count[0] == 2  # the second sums depend on lambda
+  # The second sums depend on lambda.
+  assert state.decayed_count.tolist() == [2, 2]
   small = 1e-2
   difference = (final(1 + small)[0] - final(1 - small)[0]) / (2 * small)
   assert slope < 0
