@@ -171,17 +171,29 @@ def table(found):
   lines = [[*titles, 'TFLOP', 'GB accessed', 'collectives', 'compile s']]
   keys = ('topology', 'devices', 'layout')
   for key, group in itertools.groupby(found, lambda r: [r[k] for k in keys]):
-    cells = zip(*map(_cells, group), strict=True)
-    method, way, memory, *rest = (' / '.join(dict.fromkeys(c)) for c in cells)
-    memory += f' of {HBM.get(key[0].split(":")[0], "?")}'
-    lines.append([*map(str, key), method, way, memory, *rest])
+    group = list(group)
+    cells = list(map(_both, zip(*map(_cells, group), strict=True)))
+    cells[2] += f' of {HBM.get(key[0].split(":")[0], "?")}'
+    counts = [row.get('collectives', {}) for row in group]
+    names = dict.fromkeys(name for count in counts for name in count)
+    sent = [
+      f'{_both(str(count.get(name, 0)) for count in counts)} {name}'
+      for name in names
+    ]
+    *cells, seconds = cells
+    lines.append([*map(str, key), *cells, ', '.join(sent) or '-', seconds])
   return report.markdown(lines)
 
 
+def _both(cells):
+  """Of the methods, once where they agree."""
+  return ' / '.join(dict.fromkeys(cells))
+
+
 def _cells(row):
-  """Of one row: method, way, memory, FLOPs, bytes, collectives, seconds."""
+  """Of one row: method, way, memory, FLOPs, bytes, seconds."""
   if 'chip_bytes' not in row:
-    return [row['method'], 'does not fit', *'-----']
+    return [row['method'], 'does not fit', *'----']
   ways = ['rematerialisation'] * row['remat']
   if row['accumulate'] > 1:
     ways.append(f'{row["accumulate"]} parts')
@@ -191,6 +203,5 @@ def _cells(row):
     f'{row["chip_bytes"] / 2**30:.1f}',
     f'{row["flops"] / 1e12:.2f}',
     f'{row["bytes_accessed"] / 1e9:.0f}',
-    ', '.join(f'{v} {k}' for k, v in row['collectives'].items()) or '-',
     f'{row["compile_s"]:.0f}',
   ]

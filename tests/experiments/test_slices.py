@@ -98,10 +98,15 @@ def test_the_first_way_that_fits(config, layout, monkeypatch):
     (True, 2),
   ]
   assert rows[0]['chip_bytes'] == 10
-  counts = {'flops': 1e12, 'bytes_accessed': 1e9, 'collectives': {}}
-  named = [{**row, **counts, 'topology': 'v5e:2x4'} for row in rows]
+  counts = {'flops': 1e12, 'bytes_accessed': 1e9, 'topology': 'v5e:2x4'}
+  sent = [{'all-gather': 3, 'all-reduce': 2}, {'all-gather': 3}]
+  named = [
+    {**row, **counts, 'collectives': collectives}
+    for row, collectives in zip(rows, sent, strict=True)
+  ]
   text = slices.table(named)
   assert '| rematerialisation / rematerialisation, 2 parts |' in text
+  assert '| 3 all-gather, 2 / 0 all-reduce |' in text
 
 
 def test_what_never_fits(config, layout, monkeypatch):
