@@ -21,8 +21,8 @@ HBM = {'v4': 32, 'v5e': 16, 'v5p': 95, 'v6e': 32}
 _OPTIONS = {
   # XLA's own, which hides what does not fit, and takes minutes.
   'xla_disable_hlo_passes': 'rematerialization',
-  # A minute instead of four: the same operations and collectives, a hundredth
-  # more memory, an eighth more or less traffic.
+  # A minute instead of four; on v5e:4x4 the same operations and collectives,
+  # memory within a hundredth, an eighth less traffic, an eighth more with HBM.
   'exec_time_optimization_effort': -1.0,
 }
 
@@ -115,19 +115,20 @@ def rows(config, names, layout, num_classes, count):
 
   Args:
     config: that `check` accepted; `model.remat` and `accumulate` are set here.
-    names: keys of `config.methods`. The first one's way is tried first for the
-      next, so that they are compared in the same one.
+    names: keys of `config.methods`. Each begins with the way in which the one
+      before it fitted, so that they are compared in the same one.
     layout: a `parallel.Layout` of a topology's devices.
     num_classes: of the head.
     count: a compiled program -> dict, as `benchmark.count_program`.
 
   Yields:
-    Dicts of devices, layout, method, batch size, remat, accumulate, bytes of
-    memory on a chip, seconds to compile, and what `count` returns. Where
-    nothing fits, without the last three.
+    Dicts of devices, layout, method and batch size; where a way fits, also of
+    remat, accumulate, bytes of memory on a chip, seconds to compile, and what
+    `count` returns.
   """
   number = layout.num_devices
   ways = [way for way in _WAYS if config.batch_size % (number * way[1]) == 0]
+  likely = ways
   for name in names:
     row = {
       'devices': number,
@@ -135,8 +136,7 @@ def rows(config, names, layout, num_classes, count):
       'method': config.methods[name].label,
       'batch_size': config.batch_size,
     }
-    while ways:
-      remat, accumulate = ways[0]
+    for i, (remat, accumulate) in enumerate(likely):
       config.model.remat, config.accumulate = remat, accumulate
       since = time.perf_counter()
       try:
@@ -145,7 +145,6 @@ def rows(config, names, layout, num_classes, count):
       except jax.errors.JaxRuntimeError as error:
         if 'RESOURCE_EXHAUSTED' not in str(error):
           raise
-        ways = ways[1:]
         continue
       memory = program.memory_analysis()
       row |= {
@@ -158,36 +157,41 @@ def rows(config, names, layout, num_classes, count):
         'compile_s': time.perf_counter() - since,
         **count(program),
       }
+      likely = likely[i:]
       break
+    else:
+      likely = ways
     yield row
 
 
 def table(found):
   """A Markdown table of `rows`: the methods of a slice and layout on one line.
 
-  FLOPs and bytes are of a chip and a step.
+  FLOPs and bytes are of a chip and a step, as the compiler counts them: what is
+  in a loop, such as over the parts of a batch, once.
   """
   titles = ['slice', 'chips', 'layout', 'methods', 'with', 'HBM GiB a chip']
   lines = [[*titles, 'TFLOP', 'GB accessed', 'collectives', 'compile s']]
   keys = ('topology', 'devices', 'layout')
   for key, group in itertools.groupby(found, lambda r: [r[k] for k in keys]):
     group = list(group)
-    cells = list(map(_both, zip(*map(_cells, group), strict=True)))
+    cells = list(map(_all, zip(*map(_cells, group), strict=True)))
     cells[2] += f' of {HBM.get(key[0].split(":")[0], "?")}'
-    counts = [row.get('collectives', {}) for row in group]
-    names = dict.fromkeys(name for count in counts for name in count)
+    counts = [row.get('collectives') for row in group]
     sent = [
-      f'{_both(str(count.get(name, 0)) for count in counts)} {name}'
-      for name in names
+      _all('-' if c is None else str(c.get(name, 0)) for c in counts)
+      + f' {name}'
+      for name in dict.fromkeys(name for c in counts if c for name in c)
     ]
     *cells, seconds = cells
     lines.append([*map(str, key), *cells, ', '.join(sent) or '-', seconds])
   return report.markdown(lines)
 
 
-def _both(cells):
+def _all(cells):
   """Of the methods, once where they agree."""
-  return ' / '.join(dict.fromkeys(cells))
+  cells = list(cells)
+  return cells[0] if len(set(cells)) == 1 else ' / '.join(cells)
 
 
 def _cells(row):

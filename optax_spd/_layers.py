@@ -295,8 +295,8 @@ class Layers:
   def unflatten(self, flat: jax.Array) -> list[Any]:
     """Cuts a [layers] vector into arrays of the leaves' layer shapes."""
     used = [leaf for leaf in self.leaves if leaf.shape is not None]
-    starts = np.cumsum([0, *[leaf.num_layers for leaf in used]])
-    if any(leaf.shape for leaf in used):
+    if any(leaf.shape for leaf in used):  # few leaves, and maybe many layers
+      starts = np.cumsum([0, *[leaf.num_layers for leaf in used]])
       pieces = [
         flat[start : start + leaf.num_layers].reshape(leaf.shape)
         for leaf, start in zip(used, starts, strict=False)
@@ -397,7 +397,7 @@ def _slices(array: jax.Array) -> list[jax.Array]:
   return [lax.index_in_dim(array, i, keepdims=False) for i in range(len(array))]
 
 
-# Of `_slices_together`, in one operation.
+# Slices that one operation makes: its own kernel takes long where it has more.
 _AT_ONCE = 64
 
 
@@ -412,11 +412,11 @@ def _slices_together(array: jax.Array) -> list[jax.Array]:
   # As bits, of which none is lost: | 0 changes nothing.
   bits = lax.bitcast_convert_type(array, f'uint{array.dtype.itemsize * 8}')
   slices = _slices(jnp.stack([bits, jnp.zeros_like(bits)], axis=-1))
-  zero = np.zeros((), bits.dtype)
   found: list[jax.Array] = []
   for i in range(0, len(slices), _AT_ONCE):
     some = tuple(slices[i : i + _AT_ONCE])
-    found += lax.reduce(some, (zero,) * len(some), _or, (bits.ndim - 1,))
+    zeros = (_zero(bits),) * len(some)
+    found += lax.reduce(some, zeros, _or, (bits.ndim - 1,))
   return [lax.bitcast_convert_type(x, array.dtype) for x in found]
 
 

@@ -24,7 +24,6 @@ _EVERYTHING = {
   'augment': True,
   'mixup': 0.8,
   'cutmix': 1.0,
-  'label_smoothing': 0.1,
   'model.drop_path': 0.2,
   'ema': 0.9,
   'accumulate': 2,

@@ -112,9 +112,25 @@ def test_the_first_way_that_fits(config, layout, monkeypatch):
 def test_what_never_fits(config, layout, monkeypatch):
   rows, asked = rows_where(config, layout, monkeypatch, lambda *way: False)
   # 64 examples are no 16 parts on 8 devices.
-  assert [way[2] for way in asked] == [1, 1, 2, 4, 8]
+  assert [way[2] for way in asked] == [1, 1, 2, 4, 8] * 2
   text = slices.table([{**row, 'topology': 'v5e:2x4'} for row in rows])
   assert '| AdamW / Adam-SPD | does not fit |' in text
+
+
+def test_one_method_of_three_does_not_fit(config, layout):
+  row = {'devices': 8, 'layout': 'fsdp', 'topology': 'v5e:2x4', 'method': 'A'}
+  fits = row | {
+    'remat': False,
+    'accumulate': 1,
+    'chip_bytes': 5 * 2**30,
+    'flops': 1e12,
+    'bytes_accessed': 1e9,
+    'collectives': {'all-reduce': 3},
+    'compile_s': 60.0,
+  }
+  text = slices.table([fits, row | {'method': 'B'}, fits | {'method': 'C'}])
+  assert '| A / B / C | - / does not fit / - | 5.0 / - / 5.0 of 16 |' in text
+  assert '| 3 / - / 3 all-reduce |' in text
 
 
 def test_another_error_is_shown(config, layout, monkeypatch):

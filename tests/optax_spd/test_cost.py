@@ -90,7 +90,7 @@ def test_the_program_grows_with_the_tensors_and_no_faster(name):
 @methods
 @pytest.mark.parametrize('shape', [(128,), SHAPE])  # stacked, and not
 def test_kernels_are_shared_by_tensors_of_one_shape(name, shape):
-  """XLA compiles each once: no slice or number of one tensor is in them."""
+  """XLA compiles each once: no place of one tensor among others is in them."""
 
   def kernels(num_tensors):
     text = lowered(name, num_tensors, shape).compile().as_text()
@@ -101,7 +101,7 @@ def test_kernels_are_shared_by_tensors_of_one_shape(name, shape):
     assert len(found) > 2 * num_tensors
     return {re.sub(r'metadata=\{[^}]*\}|%[\w.\-]+', '', x) for x in found}
 
-  assert len(kernels(10)) == len(kernels(20)) < 30
+  assert len(kernels(10)) == len(kernels(20))
 
 
 @methods
