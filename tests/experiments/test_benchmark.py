@@ -13,6 +13,7 @@ import optax
 import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec as P
+from matplotlib.figure import Figure
 
 from experiments import benchmark, parallel, slices
 from experiments.configs import domainnet
@@ -188,13 +189,13 @@ def test_growth_is_drawn(tmp_path, monkeypatch):
     for method in methods
   ]
   figures = []
-  save = benchmark.Figure.savefig
+  save = Figure.savefig
 
   def savefig(figure, *args, **kwargs):
     figures.append(figure)
     save(figure, *args, **kwargs)
 
-  monkeypatch.setattr(benchmark.Figure, 'savefig', savefig)
+  monkeypatch.setattr(Figure, 'savefig', savefig)
   benchmark.plot_growth(rows, tmp_path / 'growth.png')
   assert (tmp_path / 'growth.png').exists()
   drawn = [
@@ -286,7 +287,7 @@ def test_bad_flags_end_with_a_line(arguments, message):
   importlib.util.find_spec('libtpu') is None,
   reason=(
     'libtpu, the TPU compiler, is 700 MB, for Linux on x86-64 alone; '
-    "'.[test,tpu]' installs it, and .ci/run runs these in a second environment"
+    "'.[test,tpu]' installs it, and .ci/run runs these"
   ),
 )
 class TestTPU:
