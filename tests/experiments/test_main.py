@@ -210,6 +210,9 @@ def test_two_processes(noise, tmp_path):
     printed, _ = process.communicate(timeout=60)
     assert process.returncode == 0, printed
     assert 'the same command goes on' in printed
+  saved = next((shared.folder / 'checkpoints').glob('*/state/_sharding'))
+  lie = map(json.loads, json.loads(saved.read_text()).values())
+  assert any(one['partition_spec'] == ['fsdp'] for one in lie)
   # One that dies does not leave the other one waiting.
   first, second = start('replicated')
   shared.wait_for_step(shared.step() + 2, first)
