@@ -128,7 +128,6 @@ def rows(config, names, layout, num_classes, count):
   """
   number = layout.num_devices
   ways = [way for way in _WAYS if config.batch_size % (number * way[1]) == 0]
-  likely = ways
   for name in names:
     row = {
       'devices': number,
@@ -136,7 +135,7 @@ def rows(config, names, layout, num_classes, count):
       'method': config.methods[name].label,
       'batch_size': config.batch_size,
     }
-    for i, (remat, accumulate) in enumerate(likely):
+    for i, (remat, accumulate) in enumerate(ways):
       config.model.remat, config.accumulate = remat, accumulate
       since = time.perf_counter()
       try:
@@ -157,10 +156,8 @@ def rows(config, names, layout, num_classes, count):
         'compile_s': time.perf_counter() - since,
         **count(program),
       }
-      likely = likely[i:]
+      ways = ways[i:]
       break
-    else:
-      likely = ways
     yield row
 
 
