@@ -388,7 +388,7 @@ def unstack(array: jax.Array, n: int) -> list[jax.Array]:
 
 def _split(array: jax.Array) -> list[jax.Array]:
   """The slices of an array along its first axis."""
-  if _is_sharded(array):
+  if len(array) < 2 or _is_sharded(array):
     return _slices(array)
   return lax.platform_dependent(array, cpu=_slices_together, default=_slices)
 
