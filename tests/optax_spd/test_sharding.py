@@ -1,6 +1,8 @@
 """On eight devices: the same numbers, laid out as the params are."""
 
 import functools
+import math
+import re
 
 import chex
 import jax
@@ -279,3 +281,19 @@ def test_the_anchor_shares_no_memory_with_donated_params(layout, source):
   for grads in gradients(3):
     params, state = step(params, state, jax.device_put(grads, shardings))
   chex.assert_trees_all_equal(jax.device_get(state[1].anchor), expected)
+
+
+@pytest.mark.parametrize(
+  ('shape', 'spec'), [((64, 32), P('data')), ((32, 64), P(None, 'data'))]
+)
+def test_no_param_moves_for_its_sums(shape, spec):
+  """Sums of rows do; what a sum is halved along is not what is sharded."""
+  mesh = jax.make_mesh((8,), ('data',), (AxisType.Auto,))
+  params = {'w': jax.device_put(jnp.ones(shape), NamedSharding(mesh, spec))}
+  tx = adam_spd(1e-2)
+  state = tx.init(params)
+  text = jax.jit(tx.update).lower(params, state, params).compile().as_text()
+  assert 'collective-permute' not in text
+  assert 'all-to-all' not in text
+  for dims in re.findall(r'= f32\[([\d,]*)\]\S* all-gather', text):
+    assert math.prod(map(int, dims.split(','))) < math.prod(shape) / 8
