@@ -44,7 +44,8 @@ class Projection(NamedTuple):
 def project(
   alignment: jax.Array,
   delta_sq: jax.Array,
-  growth: jax.Array,
+  delta_u: jax.Array,
+  u_sq: jax.Array,
   weight_decay: jax.Array,
 ) -> Projection:
   """The method: s_t in theta_t = theta~_t - s_t (theta~_t - theta_0).
@@ -55,13 +56,16 @@ def project(
   Args:
     alignment: <g_t, delta>, up to a positive factor.
     delta_sq: <delta, delta>.
-    growth: |delta + u_t|^2 - |delta|^2 = <delta + u_t + delta, u_t>.
+    delta_u: <delta, u_t>.
+    u_sq: <u_t, u_t>.
     weight_decay: lambda.
 
   Returns:
     Whether c_t < 0, r_t, s_t and |theta_t - theta_0|, in the shape of the
     arguments: scalars for one layer, or arrays of one entry a layer.
   """
+  # gamma_t^2 - gamma_{t-1}^2 = |delta + u_t|^2 - |delta|^2
+  growth = 2 * delta_u + u_sq
   # gamma_{t-1} = |theta_{t-1} - theta_0|,  gamma_t = |theta~_t - theta_0|
   before = jnp.sqrt(delta_sq)
   after = jnp.sqrt(jnp.maximum(delta_sq + growth, 0))
@@ -255,7 +259,8 @@ def spd(
         delta_sq, d_delta, d_sq, alignment = leaf.inner(*pairs)
       return _Measured(
         delta_sq=delta_sq,
-        growth=rate * (2 * d_delta + rate * d_sq),
+        delta_u=rate * d_delta,
+        u_sq=rate * rate * d_sq,
         alignment=alignment,
         direction=d_delta + rate * d_sq,
       )
@@ -425,18 +430,23 @@ class _Measured(NamedTuple):
   """What the steps of a leaf's layers, or of all layers, tell `project`."""
 
   delta_sq: jax.Array
-  growth: jax.Array
+  delta_u: jax.Array
+  u_sq: jax.Array
   alignment: jax.Array
   # <d_t, theta~_t - theta_0>, for the next step's estimate
   direction: jax.Array | None = None
 
   def finite(self) -> jax.Array:
-    return jnp.isfinite(self.delta_sq + self.growth + self.alignment)
+    return jnp.isfinite(
+      self.delta_sq + self.delta_u + self.u_sq + self.alignment
+    )
 
   def project(self, weight_decay: jax.Array) -> Projection:
     """`project`, which selects no step that is not finite."""
     alignment = jnp.where(self.finite(), self.alignment, 0)
-    return project(alignment, self.delta_sq, self.growth, weight_decay)
+    return project(
+      alignment, self.delta_sq, self.delta_u, self.u_sq, weight_decay
+    )
 
 
 # Leaf, delta, u_t, and what else `_Method.apply` was given, for that leaf.
@@ -448,9 +458,7 @@ def _exact(
 ) -> _Measured:
   """Measures a finished step, with the paper's condition on the gradient."""
   u, g = u.astype(delta.dtype), g.astype(delta.dtype)
-  # Not 2 * delta + u, which the TPU compiler takes two more passes for.
-  both = delta + u + delta
-  return _Measured(*leaf.inner((delta, delta), (both, u), (g, delta)))
+  return _Measured(*leaf.inner((delta, delta), (delta, u), (u, u), (g, delta)))
 
 
 def _record(

@@ -308,7 +308,9 @@ class TestTPU:
     layout = parallel.layout('fsdp', benchmark.topology('v5e:4x4'))
     adamw, adam_spd, chain = benchmark.bench(self.CASE, layout)
     assert adamw['collectives'] == {}
-    for row in (adam_spd, chain):  # of the sums of all layers
+    for row, sums in ((adam_spd, 4), (chain, 3)):
+      # of all layers' sums; the compiler joins up to 256
+      assert sums * 20 <= 256
       assert row['collectives'] == {'all-reduce': 1}
       assert row['hbm_bytes'] < 1.35 * adamw['hbm_bytes']
 

@@ -109,11 +109,12 @@ def test_kernels_are_shared_by_tensors_of_one_shape(name, shape):
 
 @methods
 def test_sums_stay_apart_where_xla_merges_them(name):
+  sums = 4 if name == 'adam_spd' else 3
   cpu = lowered(name, 1, lowering_platforms=('cpu',)).as_text()
   tpu = lowered(name, 1, lowering_platforms=('tpu',)).as_text()
   # stablehlo.reduce(a init: x), (b init: y), ...: one of several operands
   assert cpu.count('stablehlo.reduce(') == 2
-  assert tpu.count('stablehlo.reduce(') == 3
+  assert tpu.count('stablehlo.reduce(') == sums
 
 
 def test_long_sums_keep_their_digits():
