@@ -115,6 +115,9 @@ def test_sums_stay_apart_where_xla_merges_them(name):
   # stablehlo.reduce(a init: x), (b init: y), ...: one of several operands
   assert cpu.count('stablehlo.reduce(') == 2
   assert tpu.count('stablehlo.reduce(') == sums
+  halved = f'tensor<{SHAPE[0] // 2}x{SHAPE[1]}xf32>'
+  assert halved in cpu
+  assert halved not in tpu
 
 
 def test_long_sums_keep_their_digits():

@@ -296,4 +296,5 @@ def test_no_param_moves_for_its_sums(shape, spec):
   assert 'collective-permute' not in text
   assert 'all-to-all' not in text
   for dims in re.findall(r'= f32\[([\d,]*)\]\S* all-gather', text):
-    assert math.prod(map(int, dims.split(','))) < math.prod(shape) / 8
+    # of each row, on each device
+    assert math.prod(map(int, dims.split(','))) <= min(shape) * 8
