@@ -10,12 +10,12 @@ _OPTIMIZED = ('benchmark', 'compare', 'slices')
 
 
 @pytest.fixture(scope='module', autouse=True)
-def quick_compiles(request):
-  """Compiling is most of what the other tests do."""
-  quick = not request.module.__name__.endswith(_OPTIMIZED)
-  jax.config.update('jax_disable_most_optimizations', quick)
+def optimized(request):
+  quick = jax.config.values['jax_disable_most_optimizations']
+  if request.module.__name__.endswith(_OPTIMIZED):
+    jax.config.update('jax_disable_most_optimizations', False)
   yield
-  jax.config.update('jax_disable_most_optimizations', False)
+  jax.config.update('jax_disable_most_optimizations', quick)
 
 
 @pytest.fixture(autouse=True)
