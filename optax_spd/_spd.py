@@ -3,7 +3,7 @@
 import dataclasses
 import enum
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -226,37 +226,25 @@ def spd(
           'then the condition needs the raw gradient: call '
           'tx.update(grads, state, params, grad=grads), or use with_spd.'
         )
-      return method.apply(layers, state, _exact, directions, grads)
+      return method.apply(layers, state, _EXACT, directions, grads)
 
     rate = learning_rate
     if callable(rate):
       rate = rate(state.count)
-
-    def rate_of(d: jax.Array) -> jax.Array:
-      """-learning_rate, rounded to the dtype of the step as Optax does."""
-      return jnp.asarray(-1 * rate, d.dtype)
-
-    steps = [d if _layers.is_hole(d) else rate_of(d) * d for d in directions]
     # b1^{t-1} and b1^t
     before = b1 ** state.count.astype(jnp.float32)
     after = b1 * before
 
-    def measure(
-      leaf: _layers.Leaf, delta: jax.Array, u: jax.Array, *columns: jax.Array
-    ) -> _Measured:
-      direction, evidence = columns
-      d = direction.astype(delta.dtype)
-      rate = rate_of(u).astype(delta.dtype)
-      pairs = [(delta, delta), (d, delta), (d, d)]
-      if grads is None:
-        delta_sq, d_delta, d_sq = leaf.inner(*pairs)
+    def measure(sums: Sequence[jax.Array], rate: Any, kept: Any) -> _Measured:
+      delta_sq, d_delta, d_sq, *exact = sums
+      rate = rate.astype(d_sq.dtype)
+      if exact:
+        (alignment,) = exact
+      else:
         # (1-b1^t) d_t - b1 (1-b1^{t-1}) d_{t-1} is (1-b1) g_t / sqrt(v), up to
         # the drift of v; this along delta
-        q = evidence  # <d_{t-1}, delta>
+        q = kept  # <d_{t-1}, delta>
         alignment = (1 - after) * d_delta - b1 * (1 - before) * q
-      else:
-        pairs.append((evidence.astype(delta.dtype), delta))
-        delta_sq, d_delta, d_sq, alignment = leaf.inner(*pairs)
       return _Measured(
         delta_sq=delta_sq,
         delta_u=rate * d_delta,
@@ -265,12 +253,8 @@ def spd(
         direction=d_delta + rate * d_sq,
       )
 
-    kept_or_grads = (
-      layers.unflatten(state.alignment) if grads is None else grads
-    )
-    return method.apply(
-      layers, state, measure, steps, directions, kept_or_grads
-    )
+    rule = _Rule(-1 * rate, measure)
+    return method.apply(layers, state, rule, directions, grads)
 
   return optax.GradientTransformationExtraArgs(method.init, update_fn)
 
@@ -349,7 +333,7 @@ def with_spd(
       updates, inner_state, params, **extra_args
     )
     steps = layers.match("inner's step", updates)
-    updates, spd_state = method.apply(layers, spd_state, _exact, steps, grads)
+    updates, spd_state = method.apply(layers, spd_state, _EXACT, steps, grads)
     return updates, (inner_state, spd_state)
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
@@ -449,33 +433,38 @@ class _Measured(NamedTuple):
     )
 
 
-# Leaf, delta, u_t, and what else `_Method.apply` was given, for that leaf.
-_Measure = Callable[..., _Measured]
+class _Rule(NamedTuple):
+  """What a step is of what arrives, and how it is measured.
+
+  `measure` takes the inner products <delta, delta>, <d_t, delta>, <d_t, d_t>
+  and, where the gradient is known, <g_t, delta>, d_t being what arrives; the
+  rate; and, where it is not, the state's `alignment`. All are of the layers of
+  a leaf, or of all layers.
+  """
+
+  rate: Any  # u_t = rate d_t; None where the finished step arrives
+  measure: Callable[[Sequence[jax.Array], Any, Any], _Measured]
+
+  def rate_of(self, d: jax.Array) -> Any:
+    """The rate, rounded to the dtype of the step as Optax does."""
+    return None if self.rate is None else jnp.asarray(self.rate, d.dtype)
+
+  def step(self, d: jax.Array) -> jax.Array:
+    return d if self.rate is None else self.rate_of(d) * d
 
 
-def _exact(
-  leaf: _layers.Leaf, delta: jax.Array, u: jax.Array, g: jax.Array
-) -> _Measured:
-  """Measures a finished step, with the paper's condition on the gradient."""
-  u, g = u.astype(delta.dtype), g.astype(delta.dtype)
-  return _Measured(*leaf.inner((delta, delta), (delta, u), (u, u), (g, delta)))
+# The finished step, and the paper's condition on the gradient.
+_EXACT = _Rule(None, lambda sums, rate, kept: _Measured(*sums))
 
 
 def _record(
-  state: SPDState,
-  layers: _layers.Layers,
-  found: list[_Measured],
-  order: np.ndarray,
-  strengths: list[Any],
+  state: SPDState, measured: _Measured, weight_decay: jax.Array
 ) -> SPDState:
   """Writes a step's [layers] vectors.
 
   The decision is computed again, for all layers at once: to join what every
   leaf decided would compile the scalars of every leaf into every vector.
   """
-  back = np.argsort(order)
-  measured = jax.tree.map(lambda *column: layers.flatten(column)[back], *found)
-  weight_decay = layers.flatten(x for x in strengths if x is not None)
   selected, ratio, s, deviation = measured.project(weight_decay)
   alignment = measured.alignment
   if measured.direction is not None:  # q_t = <d_t, theta_t - theta_0>
@@ -547,49 +536,71 @@ class _Method:
     self,
     layers: _layers.Layers,
     state: SPDState,
-    measure: _Measure,
-    steps: list[Any],
-    *columns: list[Any],
+    rule: _Rule,
+    arrived: list[Any],
+    grads: list[Any] | None,
   ) -> tuple[Any, SPDState]:
     """Decays the finished steps of the layers that SPD selects.
 
     Args:
       layers: The layers of the params.
       state: SPD's state.
-      measure: Gives the inner products of a leaf's step. It takes the leaf,
-        theta_{t-1} - theta_0, u_t, and that leaf's entry of each column.
-      steps: The base optimizer's finished step u_t, leaf by leaf.
-      *columns: What else `measure` looks at, leaf by leaf.
+      rule: What makes steps of what arrives, and measures them.
+      arrived: d_t, leaf by leaf: finished steps, or directions.
+      grads: g_t, leaf by leaf; None where the rule does without.
 
     Returns:
       The tree of updates, and the next state.
     """
     anchors = _anchor.match(layers, state.anchor, self.anchor)
     strengths = self._strengths(layers, state.count)
-    updates = list(steps)
-    lists = (anchors, strengths, steps, *columns)
-    groups, found = layers.groups(*lists), []
+    evidence = layers.unflatten(state.alignment) if grads is None else grads
+    updates = [
+      rule.step(d) if leaf.shape is None and not _layers.is_hole(d) else d
+      for leaf, d in zip(layers.leaves, arrived, strict=True)
+    ]
+    lists = (anchors, strengths, arrived, evidence)
+    groups = layers.groups(*lists)
+    found: list[list[jax.Array]] = []
     for group in groups:
       leaf = _layers.Leaf.stack([layers.leaves[i] for i in group])
-      anchor, strength, u, *others = (
+      anchor, strength, direction, known = (
         _layers.stack([entries[i] for i in group]) for entries in lists
       )
       delta = _anchor.delta(leaf, anchor)
-      measured = measure(leaf, delta, u, *others)
+      d = direction.astype(delta.dtype)
+      pairs = [(delta, delta), (d, delta), (d, d)]
+      if grads is not None:
+        pairs.append((known.astype(delta.dtype), delta))
+      sums = leaf.inner(*pairs)
+      found.append(sums)
+      measured = rule.measure(sums, rule.rate_of(direction), known)
       s = measured.project(strength).decay
       # theta_t - theta_{t-1} = u_t - s_t (theta~_t - theta_0); where nothing
       # decays u_t itself, to the bit
+      u = rule.step(direction)
       step = u.astype(delta.dtype)
       decayed = (step - leaf.expand(s) * (delta + step)).astype(u.dtype)
       update = jnp.where(leaf.expand(s == 0), u, decayed)
       for i, x in zip(group, _layers.unstack(update, len(group)), strict=True):
         updates[i] = x
-      found.append(measured)
 
     new_state = state._replace(count=optax.safe_increment(state.count))
     if found:
-      order = layers.regroup(groups)
-      new_state = _record(new_state, layers, found, order, strengths)
+      back = np.argsort(layers.regroup(groups))
+      sums = [
+        layers.flatten(column)[back] for column in zip(*found, strict=True)
+      ]
+      rates = None
+      if rule.rate is not None:
+        rates = layers.flatten(
+          jnp.broadcast_to(rule.rate_of(d), leaf.shape)
+          for leaf, d in zip(layers.leaves, arrived, strict=True)
+          if leaf.shape is not None
+        )
+      measured = rule.measure(sums, rates, state.alignment)
+      weight_decay = layers.flatten(x for x in strengths if x is not None)
+      new_state = _record(new_state, measured, weight_decay)
     return jax.tree.unflatten(layers.treedef, updates), new_state
 
   def _strengths(self, layers: _layers.Layers, count: jax.Array) -> list[Any]:

@@ -1,7 +1,11 @@
 """What a step costs, in counts that no machine changes."""
 
 import math
+import os
+import pathlib
 import re
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -45,19 +49,44 @@ def bytes_accessed(name, num_tensors=4):
 
 @pytest.mark.parametrize(
   # Adam's reads and writes are ten floats a parameter. SPD adds the step, the
-  # sums and the anchor, and a gradient in the exact condition.
+  # sums and the anchor, and a gradient in the exact condition; sums of slices
+  # are written once and read once.
   ('name', 'passes'),
-  [('adam_spd', 1.75), ('chain', 1.65)],
+  [('adam_spd', 1.8), ('chain', 1.7)],
 )
 def test_passes_over_memory(name, passes):
   assert bytes_accessed(name) < passes * bytes_accessed('adamw')
 
 
 @methods
-def test_scratch_is_the_step_and_no_more(name):
+def test_scratch_is_the_step_and_a_quarter(name):
   memory = lowered(name, 4).compile().memory_analysis()
-  # Each tensor's step, and a few rows: no products, no differences.
-  assert memory.temp_size_in_bytes < 1.1 * 4 * math.prod(SHAPE) * 4
+  # Each tensor's step, and sums of slices: no products, no differences.
+  assert memory.temp_size_in_bytes < 1.3 * 4 * math.prod(SHAPE) * 4
+
+
+def test_one_tensor_s_step_at_a_time():
+  """Where XLA schedules for memory, and the state is returned first."""
+  code = """
+import test_cost
+for name in 'adam_spd', 'chain':
+  for num_tensors in 20, 40:
+    compiled = test_cost.lowered(name, num_tensors).compile()
+    print(compiled.memory_analysis().temp_size_in_bytes)
+"""
+  flag = '--xla_cpu_enable_concurrency_optimized_scheduler=false'
+  run = subprocess.run(
+    [sys.executable, '-c', code],
+    cwd=pathlib.Path(__file__).parent,
+    env={**os.environ, 'XLA_FLAGS': flag},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert run.returncode == 0, run.stderr
+  found = [int(line) for line in run.stdout.split()]
+  assert len(found) == 4
+  assert max(found) < 1.5 * math.prod(SHAPE) * 4
 
 
 @methods
@@ -113,11 +142,14 @@ def test_sums_stay_apart_where_xla_merges_them(name):
   cpu = lowered(name, 1, lowering_platforms=('cpu',)).as_text()
   tpu = lowered(name, 1, lowering_platforms=('tpu',)).as_text()
   # stablehlo.reduce(a init: x), (b init: y), ...: one of several operands
-  assert cpu.count('stablehlo.reduce(') == 2
+  several = re.findall(r'stablehlo.reduce\(.*', cpu)
+  assert [line.count(' init: ') for line in several] == [sums] * len(several)
   assert tpu.count('stablehlo.reduce(') == sums
-  halved = f'tensor<{SHAPE[0] // 2}x{SHAPE[1]}xf32>'
-  assert halved in cpu
-  assert halved not in tpu
+  # 16 slices of 8 rows on each other; rows; 8, 4, 2, 1
+  stages = ['16x8x256', '8x256', '8x1', '4x2', '2x2', '2']
+  found = [re.search(r': \(tensor<([\dx]+)xf32>', line)[1] for line in several]
+  assert found == stages
+  assert '<16x8x' not in tpu
 
 
 def test_long_sums_keep_their_digits():

@@ -284,10 +284,10 @@ def test_the_anchor_shares_no_memory_with_donated_params(layout, source):
 
 
 @pytest.mark.parametrize(
-  ('shape', 'spec'), [((64, 32), P('data')), ((32, 64), P(None, 'data'))]
+  ('shape', 'spec'), [((256, 128), P('data')), ((128, 256), P(None, 'data'))]
 )
 def test_no_param_moves_for_its_sums(shape, spec):
-  """Sums of rows do; what a sum is halved along is not what is sharded."""
+  """Sums of rows do; slices are not cut from what is sharded."""
   mesh = jax.make_mesh((8,), ('data',), (AxisType.Auto,))
   params = {'w': jax.device_put(jnp.ones(shape), NamedSharding(mesh, spec))}
   tx = adam_spd(1e-2)
@@ -296,5 +296,5 @@ def test_no_param_moves_for_its_sums(shape, spec):
   assert 'collective-permute' not in text
   assert 'all-to-all' not in text
   for dims in re.findall(r'= f32\[([\d,]*)\]\S* all-gather', text):
-    # of each row of a half, on each device
-    assert math.prod(map(int, dims.split(','))) <= min(shape) // 2 * 8
+    # of each row of 16 slices' sum, on each device
+    assert math.prod(map(int, dims.split(','))) <= min(shape) // 16 * 8
