@@ -360,7 +360,9 @@ def _sums_together(
 # bytes behind it, and counts them again for every path that leads there: four
 # times as many after each stage of four sums. By then they are most behind each
 # tensor's new value, and its step is freed; after two stages they would be most
-# behind the state of all layers, and the steps of all tensors be kept.
+# behind the state of all layers, and the steps of all tensors be kept. They
+# are kept still where the params are returned before the state, and where a
+# tensor is too small a part of the model, or of odd shape, to go first.
 _PARTS = (8, 4, 2)
 
 # Slices that are added at once. LLVM makes vectors of these additions, of 32 no
@@ -373,10 +375,15 @@ def _sum_slices(
 ) -> tuple[jax.Array, ...]:
   """Slices of each term onto each other.
 
-  Cut is the shortest axis, which is the least likely to be sharded.
+  Cut is the shortest axis of several slices, which is the least likely to be
+  sharded; of one slice it would leave a single long sum.
   """
   shape = terms[0].shape
-  fitting = [axis for axis in reversed(axes) if shape[axis] % _SLICES == 0]
+  fitting = [
+    axis
+    for axis in reversed(axes)
+    if shape[axis] > _SLICES and shape[axis] % _SLICES == 0
+  ]
   if not fitting:
     return terms
   axis = min(fitting, key=lambda axis: shape[axis])
@@ -385,7 +392,8 @@ def _sum_slices(
 
 def _cut(x: jax.Array, axis: int, parts: int) -> jax.Array:
   """`x` with an axis of `parts` before the one that is cut."""
-  return x.reshape(*x.shape[:axis], parts, -1, *x.shape[axis + 1 :])
+  size = x.shape[axis] // parts  # not -1, which a layer axis of 0 forbids
+  return x.reshape(*x.shape[:axis], parts, size, *x.shape[axis + 1 :])
 
 
 def _reduce(

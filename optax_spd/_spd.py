@@ -438,8 +438,8 @@ class _Rule(NamedTuple):
 
   `measure` takes the inner products <delta, delta>, <d_t, delta>, <d_t, d_t>
   and, where the gradient is known, <g_t, delta>, d_t being what arrives; the
-  rate; and, where it is not, the state's `alignment`. All are of the layers of
-  a leaf, or of all layers.
+  rate, a number or one a layer; and the state's `alignment`, which it looks at
+  where the gradient is not known. They are of a leaf's layers, or of all.
   """
 
   rate: Any  # u_t = rate d_t; None where the finished step arrives
@@ -447,7 +447,9 @@ class _Rule(NamedTuple):
 
   def rate_of(self, d: jax.Array) -> Any:
     """The rate, rounded to the dtype of the step as Optax does."""
-    return None if self.rate is None else jnp.asarray(self.rate, d.dtype)
+    if self.rate is None:
+      return None
+    return jnp.asarray(self.rate, d.dtype).reshape(())
 
   def step(self, d: jax.Array) -> jax.Array:
     return d if self.rate is None else self.rate_of(d) * d

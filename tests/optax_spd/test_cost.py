@@ -13,6 +13,7 @@ import numpy as np
 import optax
 import pytest
 
+import optax_spd
 from optax_spd import adam_spd, spd
 
 SHAPE = (128, 256)
@@ -70,15 +71,16 @@ def test_one_tensor_s_step_at_a_time():
   code = """
 import test_cost
 for name in 'adam_spd', 'chain':
-  for num_tensors in 20, 40:
+  for num_tensors in 20, 150:
     compiled = test_cost.lowered(name, num_tensors).compile()
     print(compiled.memory_analysis().temp_size_in_bytes)
 """
   flag = '--xla_cpu_enable_concurrency_optimized_scheduler=false'
+  package = pathlib.Path(optax_spd.__file__).parent
   run = subprocess.run(
     [sys.executable, '-c', code],
     cwd=pathlib.Path(__file__).parent,
-    env={**os.environ, 'XLA_FLAGS': flag},
+    env={**os.environ, 'XLA_FLAGS': flag, 'PYTHONPATH': str(package.parent)},
     capture_output=True,
     text=True,
     check=False,
@@ -86,7 +88,7 @@ for name in 'adam_spd', 'chain':
   assert run.returncode == 0, run.stderr
   found = [int(line) for line in run.stdout.split()]
   assert len(found) == 4
-  assert max(found) < 1.5 * math.prod(SHAPE) * 4
+  assert max(found) < 2.5 * math.prod(SHAPE) * 4
 
 
 @methods
@@ -152,10 +154,11 @@ def test_sums_stay_apart_where_xla_merges_them(name):
   assert '<16x8x' not in tpu
 
 
-def test_long_sums_keep_their_digits():
+@pytest.mark.parametrize('shape', [(2048, 1024), (16, 65536)])
+def test_long_sums_keep_their_digits(shape):
   """Two million terms one after the other lose three digits in float32."""
   rng = np.random.default_rng(0)
-  theta_0 = rng.normal(1, 0.1, (2048, 1024)).astype(np.float32)
+  theta_0 = rng.normal(1, 0.1, shape).astype(np.float32)
   theta = theta_0 + rng.uniform(0, 1e-2, theta_0.shape).astype(np.float32)
   tx = adam_spd(1e-9, {'w': theta_0})
   grads = {'w': theta}

@@ -269,6 +269,52 @@ def test_strict_promotion_of_dtypes(tx):
   assert spd_state(state).count == 1
 
 
+def test_a_stack_of_no_large_layers_is_left_as_it_is():
+  params = {'none': jnp.ones((0, 256, 256)), 'w': jnp.ones((2, 3))}
+  axes = {'none': 1, 'w': 0}
+  for tx in (
+    adam_spd(0.1, layer_axes=axes),
+    optax.chain(optax.scale_by_adam(), spd(learning_rate=0.1, layer_axes=axes)),
+  ):
+    updates, _ = jax.jit(tx.update)(params, tx.init(params), params)
+    assert updates['none'].shape == (0, 256, 256)
+    np.testing.assert_allclose(updates['w'], -0.1, rtol=1e-5)
+
+
+def test_the_link_s_rate_is_rounded_to_each_param_s_dtype():
+  """As Optax does; of what is masked out too, and in what is recorded."""
+  params = {
+    'half': jnp.full((3, 4), 2, jnp.bfloat16),
+    'head': jnp.full((2, 2), 2, jnp.bfloat16),
+    'whole': jnp.full((5,), 2.0),
+  }
+  anchor = {'half': jnp.zeros((3, 4)), 'whole': jnp.zeros(5)}
+  mask = {'half': True, 'head': False, 'whole': True}
+  rate = 0.0123  # 0.01233 in bfloat16
+  link = spd(anchor, 0.5, learning_rate=rate, mask=mask)
+  plain = optax.scale_by_learning_rate(rate)
+  inward, out = (jax.tree.map(lambda x, s=s: s * x, params) for s in (1, -1))
+
+  updates, state = link.update(inward, link.init(params), params)
+  expected, _ = plain.update(inward, plain.init(params))
+  chex.assert_trees_all_equal(updates, expected)  # nothing moves out
+
+  # Further out, against the gradient: g is 2 theta, the step 2 rate.
+  updates, state = link.update(out, link.init(params), params, grad=params)
+  expected, _ = plain.update(out, plain.init(params))
+  chex.assert_trees_all_equal(updates['head'], expected['head'])
+  assert state.decayed_count.tolist() == [1, 1]
+  for i, name in enumerate(('half', 'whole')):
+    rounded = float(jnp.asarray(rate, params[name].dtype))
+    before = 2 * np.sqrt(params[name].size)
+    after = before * (1 + rounded)
+    ratio = (after - before) / after
+    np.testing.assert_allclose(state.ratio[i], ratio, rtol=1e-5)
+    np.testing.assert_allclose(
+      state.deviation[i], (1 - 0.5 * ratio) * after, rtol=1e-5
+    )
+
+
 def test_a_schedule_is_called_once_for_all_layers():
   calls = []
 

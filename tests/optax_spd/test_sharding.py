@@ -72,7 +72,9 @@ def train(tx, params, grads, state):
   step = jax.jit(tx.update)
   for g in grads:
     updates, state = step(g, state, params)
-    params = optax.apply_updates(params, updates)
+    # One step at a time: on few cores the collectives of several may wait for
+    # each other forever, as each device has to have a thread in all of them.
+    params = jax.block_until_ready(optax.apply_updates(params, updates))
   return params, state, step
 
 
