@@ -50,20 +50,19 @@ def bytes_accessed(name, num_tensors=4):
 
 @pytest.mark.parametrize(
   # Adam's reads and writes are ten floats a parameter. SPD adds the step, the
-  # sums and the anchor, and a gradient in the exact condition; sums of slices
-  # are written once and read once.
+  # sums and the anchor, and a gradient in the exact condition.
   ('name', 'passes'),
-  [('adam_spd', 1.8), ('chain', 1.7)],
+  [('adam_spd', 1.75), ('chain', 1.65)],
 )
 def test_passes_over_memory(name, passes):
   assert bytes_accessed(name) < passes * bytes_accessed('adamw')
 
 
 @methods
-def test_scratch_is_the_step_and_a_quarter(name):
+def test_scratch_is_the_step_and_no_more(name):
   memory = lowered(name, 4).compile().memory_analysis()
-  # Each tensor's step, and sums of slices: no products, no differences.
-  assert memory.temp_size_in_bytes < 1.3 * 4 * math.prod(SHAPE) * 4
+  # Each tensor's step, and a few rows: no products, no differences.
+  assert memory.temp_size_in_bytes < 1.1 * 4 * math.prod(SHAPE) * 4
 
 
 def test_one_tensor_s_step_at_a_time():
@@ -88,7 +87,7 @@ for name in 'adam_spd', 'chain':
   assert run.returncode == 0, run.stderr
   found = [int(line) for line in run.stdout.split()]
   assert len(found) == 4
-  assert max(found) < 2.5 * math.prod(SHAPE) * 4
+  assert max(found) < 2 * math.prod(SHAPE) * 4
 
 
 @methods
@@ -147,14 +146,15 @@ def test_sums_stay_apart_where_xla_merges_them(name):
   several = re.findall(r'stablehlo.reduce\(.*', cpu)
   assert [line.count(' init: ') for line in several] == [sums] * len(several)
   assert tpu.count('stablehlo.reduce(') == sums
-  # 16 slices of 8 rows on each other; rows; 8, 4, 2, 1
-  stages = ['16x8x256', '8x256', '8x1', '4x2', '2x2', '2']
+  # rows of 4 slices' sum; what is left in 8, 4, 2 parts, and as one
+  stages = ['32x256', '8x4', '4x2', '2x2', '2']
   found = [re.search(r': \(tensor<([\dx]+)xf32>', line)[1] for line in several]
   assert found == stages
-  assert '<16x8x' not in tpu
+  assert 'tensor<32x256xf32>' in cpu
+  assert 'tensor<32x256xf32>' not in tpu
 
 
-@pytest.mark.parametrize('shape', [(2048, 1024), (16, 65536)])
+@pytest.mark.parametrize('shape', [(2048, 1024), (4, 65536)])
 def test_long_sums_keep_their_digits(shape):
   """Two million terms one after the other lose three digits in float32."""
   rng = np.random.default_rng(0)
