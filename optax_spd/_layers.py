@@ -341,10 +341,9 @@ def _sums_together(
   along rows, which two cores share, then what is left in ever fewer parts. On
   TPU it is three times slower than `_sums_apart`.
   """
-  sums, first, last = tuple(terms), axes[0], axes[-1]
-  is_large = math.prod(sums[0].shape[first:]) > _SMALL
-  if is_large:
-    sums = _add_slices(sums, axes)
+  first, last = axes[0], axes[-1]
+  is_large = math.prod(terms[0].shape[first:]) > _SMALL
+  sums = _add_slices(tuple(terms), axes)
   if last > first:
     sums = _reduce(sums, (last,))
   for parts in _PARTS if is_large else ():

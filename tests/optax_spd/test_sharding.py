@@ -285,11 +285,11 @@ def test_the_anchor_shares_no_memory_with_donated_params(layout, source):
   chex.assert_trees_all_equal(jax.device_get(state[1].anchor), expected)
 
 
-@pytest.mark.parametrize(
-  ('shape', 'spec'), [((256, 128), P('data')), ((128, 256), P(None, 'data'))]
-)
+@pytest.mark.parametrize('shape', [(64, 32), (256, 128)])
+@pytest.mark.parametrize('spec', [P('data'), P(None, 'data')])
 def test_no_param_moves_for_its_sums(shape, spec):
   """Sums of rows do; slices are not cut from what is sharded."""
+  shape = shape if spec == P('data') else shape[::-1]
   mesh = jax.make_mesh((8,), ('data',), (AxisType.Auto,))
   params = {'w': jax.device_put(jnp.ones(shape), NamedSharding(mesh, spec))}
   tx = adam_spd(1e-2)
