@@ -434,15 +434,15 @@ class _Measured(NamedTuple):
 
 
 class _Rule(NamedTuple):
-  """What a step is of what arrives, and how it is measured.
+  """What a step is of the incoming direction, and how it is measured.
 
   `measure` takes the inner products <delta, delta>, <d_t, delta>, <d_t, d_t>
-  and, where the gradient is known, <g_t, delta>, d_t being what arrives; the
+  and, where the gradient is known, <g_t, delta>, d_t being the direction; the
   rate, a number or one a layer; and the state's `alignment`, which it looks at
   where the gradient is not known. They are of a leaf's layers, or of all.
   """
 
-  rate: Any  # u_t = rate d_t; None where the finished step arrives
+  rate: Any  # u_t = rate d_t; None where d_t is the finished step
   measure: Callable[[Sequence[jax.Array], Any, Any], _Measured]
 
   def rate_of(self, d: jax.Array) -> Any:
@@ -539,7 +539,7 @@ class _Method:
     layers: _layers.Layers,
     state: SPDState,
     rule: _Rule,
-    arrived: list[Any],
+    directions: list[Any],
     grads: list[Any] | None,
   ) -> tuple[Any, SPDState]:
     """Decays the finished steps of the layers that SPD selects.
@@ -547,8 +547,8 @@ class _Method:
     Args:
       layers: The layers of the params.
       state: SPD's state.
-      rule: What makes steps of what arrives, and measures them.
-      arrived: d_t, leaf by leaf: finished steps, or directions.
+      rule: What makes steps of directions, and measures them.
+      directions: d_t, leaf by leaf, or the finished steps.
       grads: g_t, leaf by leaf; None where the rule does without.
 
     Returns:
@@ -559,9 +559,9 @@ class _Method:
     evidence = layers.unflatten(state.alignment) if grads is None else grads
     updates = [
       rule.step(d) if leaf.shape is None and not _layers.is_hole(d) else d
-      for leaf, d in zip(layers.leaves, arrived, strict=True)
+      for leaf, d in zip(layers.leaves, directions, strict=True)
     ]
-    lists = (anchors, strengths, arrived, evidence)
+    lists = (anchors, strengths, directions, evidence)
     groups = layers.groups(*lists)
     found: list[list[jax.Array]] = []
     for group in groups:
@@ -597,7 +597,7 @@ class _Method:
       if rule.rate is not None:
         rates = layers.flatten(
           jnp.broadcast_to(rule.rate_of(d), leaf.shape)
-          for leaf, d in zip(layers.leaves, arrived, strict=True)
+          for leaf, d in zip(layers.leaves, directions, strict=True)
           if leaf.shape is not None
         )
       measured = rule.measure(sums, rates, state.alignment)
