@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.experimental.shard_alike import shard_alike
 
 from optax_spd import _layers
 
@@ -169,4 +168,6 @@ def _lay_out_like(param: jax.Array, value: jax.Array) -> jax.Array:
   sharding = jax.typeof(param).sharding
   if jax.sharding.AxisType.Explicit in sharding.mesh.axis_types:
     return jax.sharding.reshard(value, sharding)
-  return shard_alike(value, param)[0]
+  # The partitioner lays out alike what one elementwise operation takes. That
+  # no number is less than itself it does not know.
+  return jnp.where(param < param, param.astype(value.dtype), value)

@@ -58,9 +58,11 @@ def decay_to_anchor(
   caller = 'decay_to_anchor'
   _anchor.check(caller, anchor)
   _layers.check_numbers(caller, 'weight_decay', weight_decay, schedule=False)
+  _layers.warn_if_called(caller, mask, weight_decay)
 
   def init_fn(params: Any) -> DecayToAnchorState:
     layers = _layers.Layers.of(caller, params, mask)
+    layers.warn_if_none()
     return DecayToAnchorState(_anchor.init(layers, params, anchor, None))
 
   def update_fn(

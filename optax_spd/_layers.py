@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import math
 import operator
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -263,6 +264,17 @@ class Layers:
       if under:
         return all(leaf.shape is None for leaf in under)
     return True
+
+  def warn_if_none(self) -> None:
+    """Warns where a mask leaves out all params that there are."""
+    masked = [leaf for leaf in self.leaves if not is_hole(leaf.param)]
+    if masked and all(leaf.shape is None for leaf in masked):
+      warnings.warn(
+        f'{self.caller}: mask leaves out every parameter, from params'
+        f'{masked[0].where} on, so nothing is pulled back. {_INJECTED} Inside '
+        'optax.partition, give a group that is left out the plain optimizer.',
+        stacklevel=2,
+      )
 
   def zeros(self, shape: tuple[int, ...], dtype: Any) -> jax.Array:
     """Zeros, replicated over the devices that hold the params."""
@@ -580,6 +592,26 @@ def _masked_shape(caller: str, leaf: Leaf, flag: Any) -> tuple[int, ...] | None:
       "name 'mask' in static_args."
     )
   return () if flag else None
+
+
+_INJECTED = (
+  "Under optax.inject_hyperparams name 'mask' in static_args: a function that "
+  'is not named there is called as a schedule, with the count of updates.'
+)
+
+
+def warn_if_called(caller: str, mask: Any, weight_decay: Any) -> None:
+  """Warns of a mask that `optax.inject_hyperparams` has called.
+
+  It makes arrays of numbers, and of a function of the params the one bool that
+  the function returns for the count of updates. False is warned of in `init`.
+  """
+  if mask is True and isinstance(weight_decay, jax.Array):
+    warnings.warn(
+      f'{caller}: mask is True for all params, beside a weight_decay that is '
+      f'an array. {_INJECTED} If all are meant, leave mask out.',
+      stacklevel=4,
+    )
 
 
 def _stacked_shape(caller: str, leaf: Leaf, axes: Any) -> tuple[int, ...]:

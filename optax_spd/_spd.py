@@ -18,7 +18,10 @@ class SPDState(NamedTuple):
   """State of SPD.
 
   Only `anchor` is shaped like the params. The vectors have one entry a layer,
-  in the order of `layer_names`, and describe the layer's last finite step.
+  in the order of `layer_names`, and describe the layer's last finite step, as
+  it was before `optax.apply_updates` rounded it to the dtype of the params.
+  Steps that are lost in this rounding, as most are in bfloat16 params, count
+  like others: keep params in float32, and compute in bfloat16.
   """
 
   anchor: optax.Params  # theta_0
@@ -67,19 +70,28 @@ def project(
   # gamma_t^2 - gamma_{t-1}^2 = |delta + u_t|^2 - |delta|^2
   growth = 2 * delta_u + u_sq
   # gamma_{t-1} = |theta_{t-1} - theta_0|,  gamma_t = |theta~_t - theta_0|
-  before = jnp.sqrt(delta_sq)
-  after = jnp.sqrt(jnp.maximum(delta_sq + growth, 0))
-  # r_t = max(0, gamma_t - gamma_{t-1}) / gamma_t, taking no difference of norms
-  scale = after * (after + before)
-  scale = jnp.where(scale > 0, scale, jnp.inf)
-  outward = jnp.maximum(growth, 0)
-  ratio = outward / scale
+  before = _sqrt(delta_sq)
+  after = _sqrt(jnp.maximum(delta_sq + growth, 0))
+  # r_t = max(0, gamma_t - gamma_{t-1}) / gamma_t, taking no difference of
+  # norms; 0 where gamma_t is 0
+  gamma = jnp.where(after > 0, after, jnp.inf)
+  ratio = jnp.maximum(growth, 0) / gamma / (gamma + before)
   # c_t = -<g_t, theta_{t-1} - theta_0> < 0
   selected = alignment > 0
   # s_t = lambda r_t where selected, never clamped
-  decay = jnp.where(selected, weight_decay * outward, 0) / scale
+  decay = jnp.where(selected, weight_decay * ratio, 0)
   # |theta_t - theta_0| = |1 - s_t| gamma_t
   return Projection(selected, ratio, decay, jnp.abs(1 - decay) * after)
+
+
+def _sqrt(x: jax.Array) -> jax.Array:
+  """The square root; its derivative at 0 is 0 instead of infinite.
+
+  At the anchor the distance has no derivative. What is multiplied with it there
+  is 0, and has to stay 0 for those who differentiate through a step.
+  """
+  is_zero = x == 0
+  return jnp.where(is_zero, 0, jnp.sqrt(jnp.where(is_zero, 1, x)))
 
 
 class _Default(enum.Enum):
@@ -149,9 +161,10 @@ def spd(
       default of Adam. Not used where ``grad=`` is passed.
     mask: A tree of bools, a prefix of one, or a function from params to one.
       False gives a parameter the plain step and no anchor: a new head, norms,
-      biases. A state belongs to the mask that it was initialised with. Name
-      ``mask`` in the ``static_args`` of ``optax.inject_hyperparams``, which
-      takes a function for a schedule and calls it with the count.
+      biases. A state belongs to the mask that it was initialised with; one that
+      leaves out all params is warned of. Name ``mask``, and ``layer_axes`` too,
+      in the ``static_args`` of ``optax.inject_hyperparams``, which takes a
+      function for a schedule and calls it with the count.
     layer_axes: A tree of ints, a prefix of one, or a function from params to
       one: how many leading axes of a parameter enumerate layers, as in scanned
       blocks. None is 0: a tensor is a layer.
@@ -503,9 +516,11 @@ class _Method:
     _layers.check_numbers(
       self.caller, 'weight_decay', self.weight_decay, is_tree=True
     )
+    _layers.warn_if_called(self.caller, self.mask, self.weight_decay)
 
   def init(self, params: Any) -> SPDState:
     layers = _layers.Layers.of(self.caller, params, self.mask, self.layer_axes)
+    layers.warn_if_none()
     count = layers.zeros((), jnp.int32)
     self._strengths(layers, count)
     anchor = _anchor.init(layers, params, self.anchor, self.anchor_dtype)

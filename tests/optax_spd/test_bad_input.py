@@ -590,6 +590,38 @@ def test_refused(name):
 alike = pytest.mark.parametrize('make', ALL.values(), ids=ALL)
 
 
+def test_a_mask_that_leaves_out_everything_is_warned_of():
+  nothing = {'body': False, 'head': {'b': False}}
+  for make in ALL.values():
+    for mask in (nothing, lambda params: nothing, False):
+      with pytest.warns(UserWarning, match=r'mask leaves out every parameter'):
+        jax.jit(make(mask=mask).init)(PARAMS)
+      make(mask={'body': True, 'head': False}).init(PARAMS)
+
+
+@pytest.mark.parametrize('factory', [adam_spd, spd, decay_to_anchor])
+def test_a_mask_that_inject_hyperparams_has_called_is_warned_of(factory):
+  """It calls a function that is not in `static_args` with the count."""
+
+  def kernels(params):
+    return jax.tree.map(lambda x: x.ndim > 1, params)
+
+  def others(params):
+    return jax.tree.map(lambda x: x.ndim < 2, params)
+
+  rate = {} if factory is decay_to_anchor else {'learning_rate': 1e-3}
+  for mask in (kernels, others):
+    tx = optax.inject_hyperparams(factory)(mask=mask, weight_decay=1.0, **rate)
+    with pytest.warns(UserWarning, match="name 'mask' in static_args"):
+      tx.init(PARAMS)
+    tx = optax.inject_hyperparams(factory, static_args=('mask',))(
+      mask=mask, weight_decay=1.0, **rate
+    )
+    state = jax.jit(tx.init)(PARAMS)
+    (anchor,) = jax.tree.leaves(anchor_of(state))
+    assert anchor.ndim == (2 if mask is kernels else 1)
+
+
 def anchor_of(state):
   return optax.tree.get(state, 'anchor')
 

@@ -437,3 +437,50 @@ def test_a_finished_step_needs_the_gradient():
   with pytest.raises(ValueError, match='grad=grads'):
     tx.update(params, state, params)
   tx.update(params, state, params, grad=params)
+
+
+@pytest.mark.parametrize('name', ['adam_spd', 'chain'])
+@pytest.mark.parametrize('anchored', ['given', 'params'])
+@pytest.mark.parametrize('rate', [1e-3, 1e-12])
+def test_derivatives_of_a_step_from_the_anchor_are_finite(name, anchored, rate):
+  """Where the distance is 0, whose square root has no derivative."""
+  anchor = {'w': jnp.zeros((2, 3))}
+  grads = jax.tree.map(jnp.ones_like, anchor)
+
+  def final(params, rate, weight_decay, make):
+    given = anchor if anchored == 'given' else None
+    tx = make(rate, given, weight_decay)
+    state = tx.init(params)
+    for _ in range(2):
+      updates, state = tx.update(grads, state, params)
+      params = optax.apply_updates(params, updates)
+    spd_state = optax.tree.get(state, 'SPDState')
+    return params, spd_state and spd_state[2:6]
+
+  def chain(rate, anchor, weight_decay):
+    link = spd(anchor, weight_decay, learning_rate=rate)
+    return optax.chain(optax.scale_by_adam(), link)
+
+  def adam(rate, *_):
+    return optax.adam(rate)
+
+  arguments = anchor, jnp.float32(rate), jnp.float32(1.0)
+  found, of_state = jax.jacrev(final, (0, 1, 2))(
+    *arguments, make=adam_spd if name == 'adam_spd' else chain
+  )
+  expected, _ = jax.jacrev(final, (0, 1, 2))(*arguments, make=adam)
+  # Neither step is selected: the gradient has not turned.
+  chex.assert_trees_all_close(found, expected, rtol=1e-6)
+  chex.assert_tree_all_finite(of_state)
+
+
+def test_params_that_rounding_keeps_still_are_taken_for_moved():
+  """As the docs say: the state describes the step before it is rounded."""
+  for dtype, moves in ((jnp.float32, True), (jnp.bfloat16, False)):
+    params = {'w': jnp.ones(16, dtype)}
+    tx = adam_spd(1e-3)
+    grads = jax.tree.map(jnp.ones_like, params)
+    updates, state = tx.update(grads, tx.init(params), params)
+    moved = optax.apply_updates(params, updates)
+    assert bool(jnp.any(moved['w'] != params['w'])) == moves
+    np.testing.assert_allclose(state[1].deviation, [4e-3], rtol=1e-2)
