@@ -29,6 +29,11 @@ from experiments import (
   train,
 )
 
+_AGAIN = (
+  'Start all of them again with the same commands: they go on from the last '
+  'checkpoint.'
+)
+
 
 def run(config, name, seed):
   """Runs a method of a study, or goes on with it.
@@ -165,6 +170,10 @@ def main(argv):
       raise ValueError(f'{argv[1]!r} is no flag; see --help.')
     if values.distributed:
       parallel.start(values.distributed)
+      parallel.say_if_lost(
+        f'\nmain: process {jax.process_index()} was killed, or lost touch with '
+        f'another one, whose own message says why. {_AGAIN}'
+      )
     cli.keep_programs(values.config.cache_dir)
     rows = run(values.config, values.method, values.seed)
   except train.Stopped as stopped:
@@ -182,8 +191,7 @@ def main(argv):
       _fail(line)
     _fail(
       f'process {jax.process_index()} lost touch with another one, which has '
-      f'probably ended; its own message says why. Start all of them again with '
-      f'the same commands: they go on from the last checkpoint. ({line})'
+      f'probably ended; its own message says why. {_AGAIN} ({line})'
     )
   if jax.process_index() == 0:
     print(f'\n{report.table(rows, rows[0]["means"])}\n')
@@ -199,6 +207,7 @@ def _fail(message):
   """
   sys.stdout.flush()
   print(f'\nmain: {message}', file=sys.stderr, flush=True)
+  parallel.good_bye()
   os._exit(1)
 
 

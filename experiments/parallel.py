@@ -1,8 +1,12 @@
 """How a run lies on the devices: one layout for a laptop, a node and a pod."""
 
+import atexit
 import dataclasses
+import faulthandler
 import functools
 import math
+import subprocess
+import sys
 from typing import Any
 
 import jax
@@ -222,6 +226,39 @@ def start(processes):
     ) from error
   except RuntimeError as error:
     raise ConnectionError(f'--distributed={processes}: {error}') from error
+
+
+# What a process says where it cannot speak itself, unless it said good-bye.
+_LAST_WORDS = """
+import sys
+if not sys.stdin.buffer.read():
+  print(sys.argv[1], file=sys.stderr)
+"""
+_speakers = []
+
+
+def say_if_lost(message):
+  """Has a line printed if this process ends without `good_bye`.
+
+  JAX aborts a process that has lost touch with another one, whatever it is
+  waiting for. A process of its own, which waits for the end of this one, speaks
+  then.
+  """
+  faulthandler.disable()  # absl's stacks of all threads would bury the line
+  _speakers.append(
+    subprocess.Popen(
+      [sys.executable, '-I', '-S', '-c', _LAST_WORDS, message],
+      stdin=subprocess.PIPE,
+      start_new_session=True,  # a signal to this one's group is not for it
+    )
+  )
+  atexit.register(good_bye)
+
+
+def good_bye():
+  """Takes `say_if_lost` back; any exit but `os._exit` and a signal calls it."""
+  while _speakers:
+    _speakers.pop().communicate(b'good-bye')
 
 
 def all_devices():

@@ -30,6 +30,19 @@ _EVERYTHING = {
 }
 
 
+_started = []
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_running():
+  yield
+  while _started:
+    process = _started.pop()
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+
 class Runs:
   """Starts `tiny_main` on the images of `tiny_study`, and reads its files."""
 
@@ -46,7 +59,7 @@ class Runs:
     ]
 
   def start(self, *flags, delay=0.0, full_at=0, devices=1):
-    return subprocess.Popen(
+    process = subprocess.Popen(
       [*self._command, *flags],
       stdout=subprocess.PIPE,
       stderr=subprocess.STDOUT,
@@ -60,6 +73,8 @@ class Runs:
         'JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES': 'none',
       },
     )
+    _started.append(process)
+    return process
 
   def run(self, *flags, **options):
     process = self.start(*flags, **options)
@@ -220,7 +235,9 @@ def test_two_processes(noise, tmp_path):
   printed, _ = first.communicate(timeout=120)
   assert time.monotonic() - since < 60
   assert first.returncode != 0
-  assert 'Start all of them again' in printed
+  last = printed.rstrip().splitlines()[-1]
+  assert last.startswith('main: process 0 '), printed
+  assert 'Start all of them again' in last
   second.communicate()
   first, second = start('fsdp:4')
   for process in (first, second):

@@ -1,6 +1,8 @@
 """The same run, however it lies on the devices."""
 
 import dataclasses
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -113,3 +115,26 @@ def test_layouts_that_there_are_not(name):
 def test_processes_that_there_are_not(processes):
   with pytest.raises(ValueError, match=r"it is 'auto' or HOST:PORT,PROC"):
     parallel.start(processes)
+
+
+@pytest.mark.parametrize(
+  ('ending', 'says'),
+  [
+    ('os.abort()', True),
+    ('os.kill(os.getpid(), signal.SIGKILL)', True),
+    ('os._exit(0)', True),
+    ('parallel.good_bye(); os._exit(0)', False),
+    ('sys.exit(1)', False),
+  ],
+)
+def test_who_ends_without_a_word_has_it_said(ending, says):
+  code = f"""
+import os, signal, sys
+from experiments import parallel
+parallel.say_if_lost('It is lost.')
+{ending}
+"""
+  done = subprocess.run(
+    [sys.executable, '-c', code], capture_output=True, text=True, timeout=60
+  )
+  assert done.stderr == ('It is lost.\n' if says else '')
