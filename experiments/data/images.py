@@ -63,7 +63,7 @@ def _reason(error):
   if isinstance(error, UnidentifiedImageError):  # its text is of a BytesIO
     return 'Pillow knows no such image format; replace it, or remove it'
   text = ' '.join(str(error).split()) or type(error).__name__
-  return f'{text}; replace it, or remove it'
+  return f'{text.rstrip(".")}; replace it, or remove it'
 
 
 def to_pillow(image):

@@ -140,6 +140,6 @@ def test_class_names(tmp_path):
     'sunglasses, dark',
     'missile',
   ]
-  path.write_text('missile\n\n')
+  path.write_text('missile\n\nmissile\n')
   with pytest.raises(ValueError, match=f'{path}:2: a blank line'):
     clip.read_class_names(path)
