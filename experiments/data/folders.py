@@ -161,7 +161,7 @@ def _warn(root, others, empty):
   if kinds:
     named = [f'{len(own)} like {own[0]}' for own in kinds.values()]
     parts.append(
-      f'{sum(map(len, kinds.values()))} files are not read, {_few(named)}; an '
+      f'{sum(map(len, kinds.values()))} files are not read ({_few(named)}): an '
       'image lies in the folder of a class and ends in '
       f'{", ".join(images.SUFFIXES)}'
     )

@@ -58,8 +58,8 @@ def decode(data, name, mode='RGB'):
 
 def _reason(error):
   if isinstance(error, Image.DecompressionBombError):
-    limit = 2 * Image.MAX_IMAGE_PIXELS
-    return f'it has more than {limit:,} pixels; resize it, or remove it'
+    size_and_limit, _, _ = str(error).partition(',')
+    return f'{size_and_limit}; resize it, or remove it'
   if isinstance(error, UnidentifiedImageError):  # its text is of a BytesIO
     return 'Pillow knows no such image format; replace it, or remove it'
   text = ' '.join(str(error).split()) or type(error).__name__

@@ -138,8 +138,8 @@ def test_what_is_not_read_is_counted_and_named(tmp_path, caplog):
   (record,) = caplog.records
   line = record.getMessage()
   assert line.startswith(
-    f'{tmp_path}: 6 files are not read, 2 like 2.png, 1 like cat/4.jpg, 1 like '
-    'cat/c.npy, 2 like dog/a.heic; an image lies in'
+    f'{tmp_path}: 6 files are not read (2 like 2.png, 1 like cat/4.jpg, 1 like '
+    'cat/c.npy, 2 like dog/a.heic): an image lies in'
   )
   assert line.endswith('1 class folders have no image, dog.')
   assert '\n' not in line
