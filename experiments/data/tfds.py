@@ -45,7 +45,8 @@ class Prepared:
       label = int(record['label'])  # None, of a shard that is cut off
     except Exception as error:  # array_record and protobuf have their own
       raise OSError(
-        f'{name} is not readable: {error}; prepare the data set anew.'
+        f'{name} is not readable: {" ".join(str(error).split())}; prepare the '
+        'data set anew.'
       ) from error
     number = len(self.class_names)
     if not 0 <= label < number:

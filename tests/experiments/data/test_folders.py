@@ -83,6 +83,7 @@ def test_some_numbered_folders_of_named_classes(tmp_path, zeros):
     ('0 1 2', '1 2 3', "0 is none of the 3 classes of 'names'"),
     ('1 2 3', 'a b c', '3 is none of the 3 classes'),
     ('0 1 b', 'a b c', '0 is none of the 3 classes'),
+    ('\u0660 \u0661', 'a b', 'is none of the 2 classes'),
     ('1 01 2', 'a b c', 'two folders of one number, such as 1 and 01'),
   ],
 )

@@ -1,4 +1,4 @@
-import importlib
+import importlib.util
 import io
 import pickle
 import warnings
@@ -106,8 +106,10 @@ def test_all_errors_are_a_line_of_one_kind(data, reason):
 def test_large_images_below_pillows_limit(monkeypatch):
   """Pillow warns of them, and warnings are errors here."""
   monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 60)
+  spec = importlib.util.find_spec('experiments.data.images')
+  images = importlib.util.module_from_spec(spec)
   with warnings.catch_warnings():
-    importlib.reload(images)
+    spec.loader.exec_module(images)
     assert images.decode(encode(Image.new('RGB', (10, 10))), 'a').shape[0] == 10
   data = encode(Image.new('RGB', (11, 11)))
   with pytest.raises(
