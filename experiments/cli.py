@@ -9,6 +9,9 @@ from ml_collections import config_flags
 from tqdm import tqdm
 
 _CONFIGS = pathlib.Path(__file__).parent / 'configs'
+# Python's tracker of shared memory, a process of its own, clears up after a run
+# that an error ends, and should not talk after the line that says why.
+sys.warnoptions.append('ignore:resource_tracker:UserWarning')
 
 
 def define_config(program, default='elpv'):

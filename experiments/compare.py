@@ -189,6 +189,8 @@ def main(argv):
     compare(values.config, opened, model)
   except FloatingPointError as error:
     sys.exit(f'\ncompare: {error} The rows before it are written.')
+  except (ValueError, OSError) as error:  # of an image, a label, a full disk
+    sys.exit(f'\ncompare: {error}')
 
 
 if __name__ == '__main__':

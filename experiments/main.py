@@ -21,6 +21,7 @@ from absl import app, flags, logging
 from experiments import (
   checkpoint,
   cli,
+  files,
   log,
   optimizers,
   parallel,
@@ -139,7 +140,7 @@ def _checkpoints(config, name, seed, read_only=False):
   # A clone elsewhere has them at another path.
   for key in ('prompts', 'class_names'):
     if config[key]:
-      text = pathlib.Path(config[key]).read_bytes()
+      text = files.expand(config[key]).read_bytes()
       about[key] = hashlib.sha256(text).hexdigest()
   # Its devices draw other random numbers.
   about |= {'seed': seed, 'pmap': config.layout == 'pmap'}

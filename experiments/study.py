@@ -54,41 +54,34 @@ def open_sets(config):
   specs = {'train': config.train.to_dict(), 'val': config.val.to_dict()}
   for name, spec in config.eval_sets.items():
     specs[name] = {k: v for k, v in spec.to_dict().items() if k != 'only'}
-  _check_apart(specs)
   opened = {}
   for name, spec in specs.items():
     opened[name] = sources.open_source(spec, config.data_dir)
     ours, theirs = opened['train'].class_names, opened[name].class_names
     if ours != theirs:
-      differ = sorted(set(ours) ^ set(theirs)) or 'their order'
+      differ = sorted(set(ours) ^ set(theirs))
+      differ = ', '.join(map(repr, differ[:5])) or 'their order'
       raise ValueError(
         f'{name}: its {len(theirs)} classes are not the {len(ours)} of the '
-        f'training set: {differ}.'
+        f'training set, they differ in {differ}; set `classes` of both sources '
+        'to one list of all names, as data.folders.read_classes takes it.'
       )
     if not len(opened[name]):
       raise ValueError(f'{name}: no example is left of {spec}.')
+  _check_apart(opened)
   return opened
 
 
-def _check_apart(specs):
-  """Refuses sets cut from the same source in a way that may overlap."""
-
-  def source(spec):
-    cuts = ('part', 'limit', 'resize', 'corruption')
-    return {key: spec[key] for key in spec if key not in cuts}
-
-  def cut(spec):
-    part = dict(spec.get('part') or {})
-    return part.pop('take', None), part
-
-  for ours, other in itertools.product(('train', 'val'), specs):
-    if ours == other or source(specs[ours]) != source(specs[other]):
-      continue
-    (take, part), (other_take, other_part) = cut(specs[ours]), cut(specs[other])
-    if not part or part != other_part or take == other_take:
+def _check_apart(opened):
+  """Refuses sets that share examples with the training or validation set."""
+  ids = {name: set(source.ids) for name, source in opened.items()}
+  for ours, other in itertools.product(('train', 'val'), ids):
+    shared = ids[ours] & ids[other]
+    if shared and ours != other:
       raise ValueError(
-        f'{ours} and {other} may share images: both are of '
-        f'{source(specs[ours])}; give them one `part` that differs in `take`.'
+        f'{ours} and {other} share {len(shared):,} examples, one of them '
+        f'{min(shared)}; give them other sources, or one `part` that differs '
+        'in `take`.'
       )
 
 

@@ -15,7 +15,7 @@ import itertools
 
 import numpy as np
 
-from experiments import packages
+from experiments import files, packages
 from experiments.data import images
 
 _REQUIREMENT = 'elpv-dataset==1.0.0.post1'
@@ -52,7 +52,7 @@ def open_elpv(data_dir, split):
   """
   del data_dir
   folder = find()
-  lines = (folder / 'labels.csv').read_text().splitlines()
+  lines = files.read_lines(folder / 'labels.csv')
   names, probabilities, types = zip(*map(str.split, lines), strict=True)
   splits = _split_rows(types)
   if split not in splits:

@@ -1,83 +1,184 @@
 """Images in class folders, and images that a list file names."""
 
+import collections
+import functools
 import os
 import pathlib
 
 import numpy as np
+from absl import logging
 
+from experiments import files
 from experiments.data import images
 
 _LISTS = pathlib.Path(__file__).parent / 'classes'
-_SUFFIXES = ('.bmp', '.gif', '.jpeg', '.jpg', '.png', '.webp')
+# What may lie beside images without a word: text, and what file managers leave.
+_NOTES = (
+  *('.csv', '.db', '.html', '.ini', '.json', '.log', '.md', '.toml', '.txt'),
+  *('.xml', '.yaml', '.yml'),
+)
+_SPLITS = {'train', 'training', 'val', 'valid', 'validation', 'test', 'testing'}
 
 
 def open_folder(data_dir, path, classes=None):
   """Opens a folder that has a folder of images for each class.
 
-  Folders are named after their classes. Where all of the names are numbers, as
-  in ImageNet-V2, they are those of the classes; sorted as text, '10' would come
-  before '2'.
+  The images of a class lie in its folder or deeper; links are followed. What
+  begins with a dot is no content. A warning counts and names the other files
+  that are not read, but for text and what file managers leave, and the class
+  folders that have no image.
+
+  Folders are named after their classes. If their names are the numbers 0 to
+  C - 1, as in ImageNet-V2, those are the labels, where sorted as text '10'
+  would come before '2'. Any other numbers (years, 1 to C, some of 0 to C - 1)
+  are names like others. With `classes`, whose order alone gives the labels,
+  folders may also be numbered by label, some of 0 to C - 1, with leading zeros
+  or without, if `classes` has none of these numbers for a name.
 
   Args:
     data_dir: where `path` and `classes` start from.
     path: of the folder.
     classes: names of the classes in the order of labels, as `read_classes`
-      takes them; not all of them need a folder. If None, the sorted names of
-      the folders, or all numbers up to the largest one.
+      takes them; not all of them need a folder. If None, the names of the
+      folders, sorted by code points unless they are 0 to C - 1.
 
   Returns:
     An `images.ImageFiles`, in the order of labels and file names.
 
   Raises:
     FileNotFoundError: no such folder or list, or no image in it.
-    ValueError: a folder is not one of the classes.
+    ValueError: a folder is not one of the classes, or all of them are splits.
   """
-  root = pathlib.Path(data_dir, path)
+  root = files.expand(path, data_dir)
   if not root.is_dir():
     raise FileNotFoundError(
       f'{root} is no folder; it should have a folder of images for each class. '
       'Set data_dir to where the data lies.'
     )
-  folders = sorted(p.name for p in root.iterdir() if p.is_dir())
+  folders, others = [], []
+  for entry in sorted(os.listdir(root)):
+    if not entry.startswith('.'):
+      (folders if (root / entry).is_dir() else others).append(entry)
   if not folders:
     raise FileNotFoundError(
       f'{root} has no folders, one for each class, in it.'
     )
-  numbered = all(name.isdecimal() for name in folders)
+  if not classes and _SPLITS.issuperset(map(str.lower, folders)):
+    raise ValueError(
+      f'{root} has the folders {", ".join(folders)}, which are splits; set '
+      'path to one of them, or classes if they are classes.'
+    )
   if classes:
     class_names = read_classes(classes, data_dir)
-  elif numbered:
-    class_names = tuple(map(str, range(max(map(int, folders)) + 1)))
   else:
-    class_names = tuple(folders)
-  if numbered:
-    label_of = {name: int(name) for name in folders}
-  else:
-    label_of = {name: label for label, name in enumerate(class_names)}
-  for folder in folders:
-    if label_of.get(folder, len(class_names)) >= len(class_names):
-      raise ValueError(
-        f'{root / folder} is none of the {len(class_names)} classes of '
-        f'{classes!r}.'
-      )
+    class_names = tuple(map(str, range(len(folders))))
+    if set(class_names) != set(folders):
+      class_names = tuple(folders)
+  label_of = _labels(root, folders, class_names, classes)
 
-  names, labels = [], []
+  names, labels, empty = [], [], []
   for folder in sorted(folders, key=label_of.get):
-    files = [
-      f'{folder}/{file}'
-      for file in sorted(os.listdir(root / folder))
-      if file.lower().endswith(_SUFFIXES)
-    ]
-    names += files
-    labels += [label_of[folder]] * len(files)
+    found, left = _walk(root, folder)
+    names += found
+    labels += [label_of[folder]] * len(found)
+    others += left
+    if not found:
+      empty.append(folder)
   if not names:
     raise FileNotFoundError(
       f'{root} has {len(folders)} folders and no image in them; images end in '
-      f'{", ".join(_SUFFIXES)}.'
+      f'{", ".join(images.SUFFIXES)}.'
     )
+  _warn(root, others, empty)
   return images.ImageFiles(
     root, tuple(names), np.array(labels, np.int32), class_names
   )
+
+
+def _labels(root, folders, class_names, classes):
+  """The label of each class folder, `{folder: label}`."""
+  C = len(class_names)
+  label_of = {name: label for label, name in enumerate(class_names)}
+  are_numbers = all(name.isascii() and name.isdecimal() for name in folders)
+  if are_numbers and label_of.keys().isdisjoint(folders):
+    label_of = {name: int(name) for name in folders}
+    if len(set(label_of.values())) < len(folders):
+      raise ValueError(
+        f'{root} has two folders of one number, such as 1 and 01: '
+        f'{", ".join(folders[:5])}; rename them to the names in {classes!r}.'
+      )
+  if unknown := [name for name in folders if label_of.get(name, C) >= C]:
+    raise ValueError(
+      f'{root / unknown[0]} is none of the {C} classes of {classes!r}; all '
+      'folders have names out of it, or, where it has none of their names, '
+      f'numbers from 0 to {C - 1}.'
+    )
+  return label_of
+
+
+def _walk(root, folder):
+  """Names of the images in a class folder or deeper, and of what is left.
+
+  A folder that links to one around it, or to one that was read, is left.
+  """
+  found, others, ahead = [], [], [folder]
+  around = pathlib.Path(os.path.realpath(root))
+  seen = set(map(str, (around, *around.parents)))
+  while ahead:
+    name = ahead.pop()
+    real = os.path.realpath(root / name)
+    if real in seen:
+      others.append(name)
+      continue
+    seen.add(real)
+    with os.scandir(root / name) as entries:
+      entries = sorted(entries, key=lambda entry: entry.name, reverse=True)
+    for entry in entries:
+      path = f'{name}/{entry.name}'
+      if entry.name.startswith('.'):
+        continue
+      # What is no link is told without a look at it: there may be millions.
+      is_link = entry.is_symlink()
+      if os.path.isdir(entry) if is_link else entry.is_dir():
+        ahead.append(path)
+      elif entry.name.lower().endswith(images.SUFFIXES) and (
+        os.path.isfile(entry) if is_link else entry.is_file()
+      ):
+        found.append(path)
+      else:
+        others.append(path)
+  return sorted(found), others
+
+
+def _warn(root, others, empty):
+  """Says in a line which files are not read, and which classes have none."""
+  kinds = collections.defaultdict(list)
+  for name in sorted(others):
+    suffix = pathlib.PurePath(name).suffix.lower()
+    if suffix not in _NOTES:
+      kinds[suffix].append(name)
+  parts = []
+  if kinds:
+    named = [f'{len(own)} like {own[0]}' for own in kinds.values()]
+    parts.append(
+      f'{sum(map(len, kinds.values()))} files are not read ({_few(named)}): an '
+      'image lies in the folder of a class and ends in '
+      f'{", ".join(images.SUFFIXES)}'
+    )
+  if empty:
+    parts.append(f'{len(empty)} class folders have no image, {_few(empty)}')
+  if parts:
+    _warn_once(f'{root}: {"; ".join(parts)}.')
+
+
+def _few(words):
+  return ', '.join(words[:5]) + ', ...' * (len(words) > 5)
+
+
+@functools.cache
+def _warn_once(line):
+  """Training and validation set are parts of one folder, opened for each."""
+  logging.warning('%s', line)
 
 
 def open_list(data_dir, path, root=None, classes=None):
@@ -96,21 +197,24 @@ def open_list(data_dir, path, root=None, classes=None):
 
   Raises:
     FileNotFoundError: no such list, or a listed image is missing.
-    ValueError: a line has no label, or the class names cannot be told.
+    ValueError: a line has no label, or the class names cannot be told; or as
+      `files.read_lines`.
   """
-  file = pathlib.Path(data_dir, path)
-  root = file.parent if root is None else pathlib.Path(data_dir, root)
+  file = files.expand(path, data_dir)
+  root = file.parent if root is None else files.expand(root, data_dir)
   names, labels = [], []
   for number, line in enumerate(_read_lines(file), start=1):
-    name, _, label = line.rpartition(' ')
-    if not (name and label.isdecimal()):
+    name, *label = line.rsplit(maxsplit=1)
+    if not (label and label[0].isascii() and label[0].isdecimal()):
       raise ValueError(
-        f"{file}, line {number}: {line!r} is not 'path label', with a label "
-        'from 0 on.'
+        f"{file}:{number}: {line!r} is not 'path label', with a label from 0 "
+        'on; leave out images without one.'
       )
     names.append(name)
-    labels.append(int(label))
-  if missing := [name for name in names if not (root / name).is_file()]:
+    labels.append(int(label[0]))
+  if missing := [
+    name for name in names if not os.path.isfile(os.path.join(root, name))
+  ]:
     raise FileNotFoundError(
       f'{root / missing[0]} is missing, {len(missing)} of the {len(names)} '
       f'images in {file}; unpack them there, or set root.'
@@ -119,9 +223,10 @@ def open_list(data_dir, path, root=None, classes=None):
     class_names = read_classes(classes, data_dir)
   else:
     class_names = _folder_names(file, names, labels)
-  if max(labels) >= len(class_names):
+  if (label := max(labels)) >= len(class_names):
     raise ValueError(
-      f'{file} has a label {max(labels)}, {classes!r} {len(class_names)} names.'
+      f'{file}:{labels.index(label) + 1}: label {label}, {classes!r} '
+      f'{len(class_names)} names; labels are numbers from 0 on.'
     )
   return images.ImageFiles(
     root, tuple(names), np.array(labels, np.int32), class_names
@@ -148,15 +253,18 @@ def read_classes(classes, data_dir='.'):
 
   Raises:
     FileNotFoundError: no such file.
-    ValueError: it is empty, or has a name twice.
+    ValueError: it has a name twice, or as `files.read_lines`.
   """
   file = _LISTS / f'{classes}.txt'
   if not file.is_file():
-    file = pathlib.Path(data_dir, classes)
-  class_names = tuple(_read_lines(file))
-  if len(set(class_names)) < len(class_names):
-    raise ValueError(f'{file} has a name twice.')
-  return class_names
+    file = files.expand(classes, data_dir)
+  lines = {}
+  for number, name in enumerate(_read_lines(file), 1):
+    if (first := lines.setdefault(name, number)) < number:
+      raise ValueError(
+        f'{file} has a name twice: {name!r}, in lines {first} and {number}.'
+      )
+  return tuple(lines)
 
 
 def class_mask(classes):
@@ -195,7 +303,4 @@ def _read_lines(file):
     raise FileNotFoundError(
       f'{file} is no file; set data_dir to where the data lies.'
     )
-  lines = file.read_text().splitlines()
-  if not lines:
-    raise ValueError(f'{file} is empty.')
-  return lines
+  return files.read_lines(file)

@@ -2,10 +2,22 @@
 
 import dataclasses
 import io
+import os
 import pathlib
+import warnings
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
+
+# Of files that Pillow decodes by itself.
+SUFFIXES = (
+  *('.apng', '.avif', '.bmp', '.dib', '.gif', '.jfif', '.jp2', '.jpe', '.jpeg'),
+  *('.jpg', '.pbm', '.pgm', '.png', '.pnm', '.ppm', '.tga', '.tif', '.tiff'),
+  '.webp',
+)
+# Pillow warns of images above a limit, not by name, and refuses those above
+# twice that: only these are too large.
+warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)
 
 
 def decode(data, name, mode='RGB'):
@@ -23,23 +35,35 @@ def decode(data, name, mode='RGB'):
     uint8 [H, W, 3], or [H, W, 1] of grey.
 
   Raises:
-    OSError: it is no image, or a broken one.
+    OSError: it is no image, a broken one, or too large a one.
     ValueError: its pixels have more than 8 bits.
   """
   try:
     with Image.open(io.BytesIO(data)) as image:
       image.load()
-  except (OSError, SyntaxError, ValueError) as error:  # as Pillow's readers do
+    deep = image.mode.startswith(('I', 'F'))
+    if image.mode == 'P':  # else a transparent colour among them makes it warn
+      image = image.convert('RGBA')
+    converted = image if deep else image.convert(mode)
+  except Exception as error:  # Pillow's readers raise all kinds of them
     raise OSError(
-      f'{name} ({len(data)} bytes) is not readable: {error}.'
-    ) from (error)
-  if image.mode.startswith(('I', 'F')):
+      f'{name} ({len(data)} bytes) is not readable: {_reason(error)}.'
+    ) from error
+  if deep:
     raise ValueError(
       f'{name} has pixels of mode {image.mode!r}; convert it to 8 bits.'
     )
-  if image.mode == 'P':  # else a transparent colour among them makes it warn
-    image = image.convert('RGBA')
-  return from_pillow(image.convert(mode))
+  return from_pillow(converted)
+
+
+def _reason(error):
+  if isinstance(error, Image.DecompressionBombError):
+    size_and_limit, _, _ = str(error).partition(',')
+    return f'{size_and_limit}; resize it, or remove it'
+  if isinstance(error, UnidentifiedImageError):  # its text is of a BytesIO
+    return 'Pillow knows no such image format; replace it, or remove it'
+  text = ' '.join(str(error).split()) or type(error).__name__
+  return f'{text.rstrip(".")}; replace it, or remove it'
 
 
 def to_pillow(image):
@@ -78,3 +102,23 @@ class ImageFiles:
     file = self.folder / self.names[index]
     image = decode(file.read_bytes(), file, self.mode)
     return {'image': image, 'label': self.labels[index]}
+
+  @property
+  def ids(self):
+    """Resolved path of every file.
+
+    Each folder is listed once, which tells the links in it, and no other file
+    is looked at. Copies and hard links are not told.
+    """
+    folders, ids = {}, []
+    for name in self.names:
+      parent, _, file = name.rpartition('/')
+      if parent not in folders:
+        folder = os.path.realpath(self.folder / parent)
+        with os.scandir(folder) as entries:
+          links = {entry.name for entry in entries if entry.is_symlink()}
+        folders[parent] = folder, links
+      folder, links = folders[parent]
+      path = f'{folder}/{file}'
+      ids.append(os.path.realpath(path) if file in links else path)
+    return ids

@@ -2,8 +2,10 @@
 
 A source has a length; `source[i]` is `{'image': uint8 [H, W, 3 or 1], 'label':
 int32}`; `class_names` is a tuple; `labels` [N] int32 and `names`, of the files,
-are None where they cannot be known without reading everything. It can be
-pickled, and nothing is read until it is asked for.
+are None where they cannot be known without reading everything; `ids` is a list
+of strings, made when it is asked for, that tell which example of what lies on
+disk each one is, by whatever path and however it is changed. It can be pickled,
+and nothing is read until it is asked for.
 """
 
 import functools
@@ -37,7 +39,8 @@ def open_source(spec, data_dir):
           seed is the image's position among all of them,
         part: `{'shares', 'take', 'seed'}`, as `part` takes them,
         limit: at most so many examples, drawn with seed 0.
-    data_dir: the folder that relative paths start from.
+    data_dir: the folder that relative paths start from; here and in them `~`
+      is the user's home.
 
   Returns:
     The source.
@@ -113,6 +116,11 @@ class Rows:
     self.names = source.names and tuple(source.names[row] for row in rows)
     self._source, self._rows = source, rows
 
+  @property
+  def ids(self):
+    ids = self._source.ids
+    return [ids[row] for row in self._rows]
+
   def __len__(self):
     return len(self._rows)
 
@@ -127,6 +135,10 @@ class Mapped:
     self.class_names = source.class_names
     self.labels, self.names = source.labels, source.names
     self._source, self._function = source, function
+
+  @property
+  def ids(self):
+    return self._source.ids
 
   def __len__(self):
     return len(self._source)

@@ -6,12 +6,14 @@ and a 'label'. All of ImageNet's have the labels of its 1,000 classes.
 """
 
 import dataclasses
-import pathlib
+import os
+import re
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from experiments import files
 from experiments.data import images
 
 
@@ -37,9 +39,36 @@ class Prepared:
     return len(self.records)
 
   def __getitem__(self, index):
-    record = self.records[int(index)]
-    image = images.decode(record['image'], f'{self.name}[{index}]')
-    return {'image': image, 'label': np.int32(record['label'])}
+    name = f'{self.name}[{index}]'
+    try:
+      record = self.records[int(index)]
+      label = int(record['label'])  # None, of a shard that is cut off
+    except Exception as error:  # array_record and protobuf have their own
+      raise OSError(
+        f'{name} is not readable: {" ".join(str(error).split())}; prepare the '
+        'data set anew.'
+      ) from error
+    number = len(self.class_names)
+    if not 0 <= label < number:
+      raise ValueError(
+        f'{name} has the label {label}, of {number} classes from 0 to '
+        f'{number - 1}; take a split whose examples are all labelled.'
+      )
+    return {
+      'image': images.decode(record['image'], name),
+      'label': np.int32(label),
+    }
+
+  @property
+  def ids(self):
+    """Resolved shard and row of every example."""
+    split = self.records.dataset_info.splits[self.records.split]
+    return [
+      f'{shard}[{row}]'
+      for part in split.file_instructions
+      for shard in (os.path.realpath(part.filename),)
+      for row in range(part.skip, part.skip + part.take)
+    ]
 
 
 def open_tfds(data_dir, name, split):
@@ -61,14 +90,18 @@ def open_tfds(data_dir, name, split):
       images.
     ModuleNotFoundError: `tensorflow-datasets` is not installed.
   """
-  folder = pathlib.Path(data_dir, name)
+  folder = files.expand(name, data_dir)
   recipe = (
     'on a machine with TensorFlow, `pip install tensorflow tensorflow-datasets '
     'importlib_resources` and `python -c "import tensorflow_datasets as tfds; '
     f"tfds.builder('{name}', data_dir='{data_dir}', file_format='array_record')"
     '.download_and_prepare()"`'
   )
-  versions = [file.parent for file in folder.glob('*.*.*/dataset_info.json')]
+  versions = [
+    file.parent
+    for file in folder.glob('*/dataset_info.json')
+    if re.fullmatch(r'\d+\.\d+\.\d+', file.parent.name)
+  ]
   if not versions:
     raise FileNotFoundError(
       f'{folder} holds no prepared data set. Prepare it {recipe}, and set '
@@ -95,6 +128,11 @@ def open_tfds(data_dir, name, split):
     raise ValueError(
       f"{builder.data_dir} has {', '.join(sorted(features))}; an 'image' and a "
       "'label' are needed."
+    )
+  if not getattr(features['label'], 'num_classes', None):
+    raise ValueError(
+      f"{builder.data_dir}: its 'label' is a {type(features['label']).__name__}"
+      '; a ClassLabel is needed, which has names or a number of classes.'
     )
   if split.partition('[')[0] not in builder.info.splits:
     raise ValueError(

@@ -8,12 +8,12 @@ References:
 """
 
 import dataclasses
-import pathlib
 
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from experiments import files
 from experiments.models import vit
 
 END = '<|endoftext|>'  # the token of the highest id; the one to pad with, too
@@ -145,10 +145,10 @@ def read_prompts(path):
     A list of strings.
 
   Raises:
-    ValueError: a line is blank, repeats another, or has not one `{}`; or there
-      is none. It names the line.
+    OSError, ValueError: as `files.read_lines` does, or a line repeats another
+      or has not one `{}`. It names the line.
   """
-  lines = _read_lines(path)
+  lines = files.read_lines(files.expand(path))
   for number, line in enumerate(lines, 1):
     if line.count('{}') != 1:
       raise ValueError(
@@ -170,22 +170,9 @@ def read_class_names(path):
     A list of strings.
 
   Raises:
-    ValueError: a line is blank, or there is none. It names the line.
+    OSError, ValueError: as `files.read_lines` does.
   """
-  return _read_lines(path)
-
-
-def _read_lines(path):
-  lines = pathlib.Path(path).read_text('utf-8').splitlines()
-  lines = [line.strip() for line in lines]
-  if not lines:
-    raise ValueError(f'{path} is empty; write one entry a line.')
-  if '' in lines:
-    raise ValueError(
-      f'{path}:{lines.index("") + 1}: a blank line; remove it, since the '
-      'entries are counted by lines.'
-    )
-  return lines
+  return files.read_lines(files.expand(path))
 
 
 def _unit(x):

@@ -10,6 +10,7 @@ import pytest
 
 from experiments import compare, study
 from experiments.configs import elpv
+from tests.experiments import tiny_study
 
 FILES = {'table.md', 'rows.jsonl', 'results.json', 'plane.png', 'steps.png'}
 
@@ -104,8 +105,8 @@ def test_the_study_end_to_end(tmp_path, capsys, full):
     ({'num_epochs': 1.0}, {}, 'set one, and the other to 0'),
     ({'metrics': ()}, {}, 'at least one each'),
     ({}, {'methods': []}, 'at least one each'),
-    ({'val.split': 'train'}, {}, 'train and val may share images'),
-    ({'eval_sets.ID.split': 'val'}, {}, 'val and ID may share images'),
+    ({'val.split': 'train'}, {}, 'train and val share 644 examples'),
+    ({'eval_sets.ID.split': 'val'}, {}, 'val and ID share 162 examples'),
     ({'model.pretrained': ''}, {}, 'config.model.pretrained is empty'),
     ({'methods.adamw.average_of': 'l2sp'}, {}, 'it is one or the other'),
     ({'eval_sets.OOD.split': 'x'}, {}, "'x'"),
@@ -162,6 +163,24 @@ def test_the_command_line_says_in_a_line_what_is_wrong(flag, message):
   assert message in done.stderr
   assert 'Traceback' not in done.stderr
   assert len(done.stderr.strip().splitlines()) <= 2
+
+
+def test_an_image_that_cannot_be_read_is_a_line(
+  tmp_path, tiny_clip, monkeypatch
+):
+  tiny_study.write_images(tmp_path)
+  file = tmp_path / 'noise' / 'a' / '7.png'
+  file.write_bytes(b'P6 30000 10000 255\n')
+  config = tiny_study.get_config(str(tmp_path))
+  config.update(output_dir=str(tmp_path / 'run'), first_block=1)
+  flags = types.SimpleNamespace(
+    config=config, seeds=None, methods=None, full=False
+  )
+  monkeypatch.setattr(compare, 'flags', types.SimpleNamespace(FLAGS=flags))
+  with pytest.raises(
+    SystemExit, match=rf'^\ncompare: {file} .* is not readable: .*\.$'
+  ):
+    compare.main(['compare'])
 
 
 def test_help_shows_the_defaults():

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -15,6 +16,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from experiments.configs import elpv
+from tests.experiments import tiny_study
 
 _STUDY = pathlib.Path(__file__).parent / 'tiny_study.py'
 _TIMES = ('images_per_second', 'seconds_left', 'peak_bytes')
@@ -285,6 +287,19 @@ def test_a_mistake_is_a_line(noise, tmp_path, flag, message):
   printed, _ = process.communicate(timeout=60)
   assert process.returncode == 1
   assert message in printed
+  assert 'Traceback' not in printed
+
+
+@pytest.mark.slow
+def test_an_image_that_processes_cannot_read_is_the_last_line(tmp_path):
+  tiny_study.write_images(tmp_path)
+  for file in tmp_path.glob('noise/*/1*.png'):
+    file.write_bytes(b'P6 30000 10000 255\n')
+  run = Runs(tmp_path, tmp_path / 'runs', num_workers=1).start()
+  printed, _ = run.communicate(timeout=300)
+  assert run.returncode == 1
+  last = printed.strip().splitlines()[-1]
+  assert re.match(r'main: /.*/noise/[abc]/1\d?\.png \(19 bytes\) is not', last)
   assert 'Traceback' not in printed
 
 

@@ -210,17 +210,39 @@ def spec(**changes):
   ('changes', 'message'),
   [
     ({'eval_sets': {'val': spec()}}, 'none train or val'),
-    ({'val': spec(path='near', part=None)}, 'train and val may share'),
-    ({'train.part.seed': 1}, 'train and val may share images'),
-    ({'train.part.take': 2}, 'train and ID may share images'),
-    ({'train.part.shares': (0.7, 0.2, 0.1)}, 'train and val may share'),
+    ({'val': spec(part=None)}, 'train and val share 24 examples, one .*/near/'),
+    (
+      {'val': spec(path='./near', part=None)},
+      'train and val share 24 examples',
+    ),
+    (
+      {'val': spec(path='near/../near', resize=9)},
+      'train and val share 24 exa',
+    ),
+    (
+      {'val': {'kind': 'list', 'path': 'list.txt'}},
+      'train and val share 2 exa',
+    ),
+    ({'val': spec(path='link')}, 'train and val share 24 examples'),
+    ({'eval_sets.ID': spec(limit=1)}, 'and ID share 1 examples, one .*; give'),
+    ({'train.part.seed': 1}, r'train and val share \d examples'),
+    ({'train.part.take': 2}, 'train and ID share 3 examples'),
+    ({'train.part.shares': (0.9, 0.05, 0.05)}, 'train and val share 3 exam'),
     ({'eval_sets.OOD.only': 'imagenet_a'}, 'of the 1,000 classes'),
     ({'eval_sets.OOD.pth': 'far'}, 'pth'),
     ({'means': {'mean': ('ID', 'x')}}, "config.means.mean is 'x'"),
     ({'metrics': ('auroc',)}, 'these are 3'),
   ],
 )
-def test_sets_that_do_not_go_together(config, changes, message):
+def test_sets_that_do_not_go_together(config, changes, message, tmp_path):
+  (tmp_path / 'link').symlink_to('near')
+  (tmp_path / 'list.txt').write_text(
+    ''.join(
+      f'{domain}/{name}/0.jpg {i}\n'
+      for domain in ('near', 'far')
+      for i, name in enumerate(CLASSES)
+    )
+  )
   with config.unlocked():
     for key, value in changes.items():
       *above, last = key.split('.')
@@ -232,9 +254,16 @@ def test_sets_that_do_not_go_together(config, changes, message):
     study.check(config)
 
 
+def test_parts_that_share_nothing_go_together(config):
+  config.train.part.shares = (0.7, 0.2, 0.1)
+  study.check(config)
+
+
 def test_other_classes_are_named(config, tmp_path):
   (tmp_path / 'far' / 'owl').rename(tmp_path / 'far' / 'hen')
-  with pytest.raises(ValueError, match=r"OOD: its 3 classes.*'hen', 'owl'"):
+  with pytest.raises(
+    ValueError, match=r"OOD: its 3 classes.*'hen', 'owl'; set `cl"
+  ):
     study.check(config)
 
 

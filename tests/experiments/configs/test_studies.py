@@ -81,16 +81,18 @@ def domainnet_files(root):
   """The official list files, and the images that they name."""
   names = folders.read_classes('domainnet')
   for domain in domainnet.DOMAINS:
-    lines = []
+    lines = {'train': [], 'test': []}
     for label in (0, 170, 344):
       folder = f'{domain}/{names[label]}'
-      images = [f'{domain}_{i}.jpg' for i in range(12)]
+      images = [f'{domain}_{i}.jpg' for i in range(24)]
       path = root / 'domainnet' / folder
       files.write_images(path, images, colors(345)[label])
-      lines += [f'{folder}/{image} {label}' for image in images]
-    for split in ('train', 'test'):
+      listed = [f'{folder}/{image} {label}' for image in images]
+      lines['train'] += listed[:12]
+      lines['test'] += listed[12:]
+    for split in lines:
       file = root / 'domainnet' / f'{domain}_{split}.txt'
-      file.write_text('\n'.join(lines) + '\n')
+      file.write_text('\n'.join(lines[split]) + '\n')
 
 
 def domainnet_tfds(root):

@@ -1,5 +1,7 @@
+import importlib.util
 import io
 import pickle
+import warnings
 
 import numpy as np
 import pytest
@@ -78,6 +80,42 @@ def test_truncated_file_is_named(file_format):
 def test_other_file_is_named():
   with pytest.raises(OSError, match=r'cat/1\.jpg \(5 bytes\) is not readable'):
     images.decode(b'hello', 'cat/1.jpg')
+
+
+@pytest.mark.parametrize(
+  ('data', 'reason'),
+  [
+    (b'', 'Pillow knows no such image format; replace it'),
+    (b'RIFF\0\0\0\0WEBPVP8 ', 'replace it'),
+    (
+      b'P6 30000 10000 255\n',
+      r'size \(300000000 pixels\) exceeds .* 178956970 pixels; resize it',
+    ),
+    (b'P6 10 10 255\n', 'replace it'),
+    (b'qoif' + 9 * b'\0', 'replace it'),
+  ],
+)
+def test_all_errors_are_a_line_of_one_kind(data, reason):
+  match = rf'^cat/1\.jpg \({len(data)} bytes\) is not readable: .*{reason}.*\.$'
+  with pytest.raises(OSError, match=match) as error:
+    images.decode(data, 'cat/1.jpg')
+  assert '<' not in str(error.value)
+  assert '\n' not in str(error.value)
+
+
+def test_large_images_below_pillows_limit(monkeypatch):
+  """Pillow warns of them, and warnings are errors here."""
+  monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 60)
+  spec = importlib.util.find_spec('experiments.data.images')
+  images = importlib.util.module_from_spec(spec)
+  with warnings.catch_warnings():
+    spec.loader.exec_module(images)
+    assert images.decode(encode(Image.new('RGB', (10, 10))), 'a').shape[0] == 10
+  data = encode(Image.new('RGB', (11, 11)))
+  with pytest.raises(
+    OSError, match=r'a .*\(121 pixels\) exceeds .* 120 pixels; resize it'
+  ):
+    images.decode(data, 'a')
 
 
 def test_sixteen_bits_are_refused():

@@ -1,4 +1,5 @@
 import itertools
+import os
 import pickle
 
 import ml_collections
@@ -162,6 +163,25 @@ def test_parts_without_labels_are_random():
 def test_bad_parts(data_dir, part, match):
   with pytest.raises(ValueError, match=match):
     open_animals(data_dir, part=part)
+
+
+def test_ids_are_of_the_files_whatever_is_done_with_them(data_dir):
+  whole = open_animals(data_dir)
+  assert len(set(whole.ids)) == 77
+  assert whole.ids[3] == os.path.realpath(data_dir / 'animals/cat/03.png')
+  assert open_animals(data_dir / 'animals' / '..', resize=32).ids == whole.ids
+  parts = open_parts(data_dir, resize=32, limit=30)
+  for part in parts:
+    names = dict(zip(whole.names, whole.ids, strict=True))
+    assert part.ids == [names[name] for name in part.names]
+  (data_dir / 'some.txt').write_text('../animals/cat/03.png 0\n')
+  spec = {
+    'kind': 'list',
+    'path': 'some.txt',
+    'root': 'animals',
+    'classes': None,
+  }
+  assert sources.open_source(spec, data_dir).ids == [whole.ids[3]]
 
 
 def test_limit_draws_in_order_and_once(data_dir):

@@ -102,6 +102,74 @@ def test_all_of_imagenets_have_its_thousand_labels(name, tmp_path):
   assert tuple(names) == folders.read_classes('imagenet')
 
 
+@pytest.mark.parametrize('label', [-1, 3])
+def test_labels_that_are_no_class_are_named(tmp_path, label):
+  """-1 is TFDS's of unlabelled examples; as one-hot targets, both are zeros."""
+  splits = {'train': (_IMAGES, [0, 1, label, 2, 2])}
+  prepared.prepare(tmp_path, 'domainnet/real', splits, 'abc')
+  source = tfds.open_tfds(tmp_path, 'domainnet/real', 'train[1:]')
+  with pytest.raises(
+    ValueError, match=rf'real train\[1:\]\[1\] has the label {label}, of 3 cl'
+  ):
+    source[1]
+  assert source[2]['label'] == 2
+
+
+def test_labels_of_another_kind(tmp_path):
+  folder = prepare(tmp_path)
+  features = {
+    'image': tensorflow_datasets.features.Image(shape=(None, None, 3)),
+    'label': tensorflow_datasets.features.Scalar(np.float32),
+  }
+  tensorflow_datasets.features.FeaturesDict(features).save_config(folder)
+  with pytest.raises(ValueError, match=r"real.*'label' is a Scalar; a ClassL"):
+    tfds.open_tfds(tmp_path, 'domainnet/real', 'train')
+
+
+def test_ids_are_of_the_examples_not_of_the_split(tmp_path):
+  prepare(tmp_path / 'data')
+  (tmp_path / 'link').symlink_to('data')
+
+  def ids(split, root='data'):
+    source = tfds.open_tfds(tmp_path / root, 'domainnet/real', split)
+    assert len(source.ids) == len(source)
+    return source.ids
+
+  whole = ids('train')
+  assert len(set(whole)) == 5
+  assert ids('train[2:4]', 'link') == whole[2:4]
+  assert ids('train[60%:]+train[:20%]') == [*whole[3:], whole[0]]
+
+
+def test_folders_that_are_no_version(tmp_path):
+  prepare(tmp_path, version='1.0.0')
+  prepare(tmp_path, version='.2.0.0')
+  prepare(tmp_path, version='3.0.0.incompleteABC')
+  source = tfds.open_tfds(tmp_path, 'domainnet/real', 'train')
+  assert str(source.records.dataset_info.version) == '1.0.0'
+
+
+def test_home(tmp_path, monkeypatch):
+  monkeypatch.setenv('HOME', str(tmp_path))
+  prepare(tmp_path / 'data')
+  assert len(tfds.open_tfds('~/data', 'domainnet/real', 'train')) == 5
+
+
+@pytest.mark.parametrize('change', ['cut', 'gone'])
+def test_broken_shard_is_named(tmp_path, change):
+  folder = prepare(tmp_path)
+  shard = max(folder.glob('*.array_record-*'))
+  if change == 'cut':
+    shard.write_bytes(shard.read_bytes()[:-1000])
+  else:
+    shard.unlink()
+  source = tfds.open_tfds(tmp_path, 'domainnet/real', 'train')
+  with pytest.raises(
+    OSError, match=r'real train\[4\] is not readable: .* anew'
+  ):
+    source[4]
+
+
 def test_broken_image_is_named(tmp_path):
   prepare(tmp_path, [_IMAGES[0], b'no image', *_IMAGES[2:]])
   source = tfds.open_tfds(tmp_path, 'domainnet/real', 'train')

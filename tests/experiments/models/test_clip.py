@@ -132,6 +132,13 @@ def test_files_that_are_no_prompts(tmp_path, lines, message):
     clip.read_prompts(path)
 
 
+def test_files_at_home(tmp_path, monkeypatch):
+  monkeypatch.setenv('HOME', str(tmp_path))
+  (tmp_path / 'a.txt').write_bytes('\ufeffein {}, schön\r\n'.encode())
+  assert clip.read_prompts('~/a.txt') == ['ein {}, schön']
+  assert clip.read_class_names('~/a.txt') == ['ein {}, schön']
+
+
 def test_class_names(tmp_path):
   path = tmp_path / 'names.txt'
   path.write_text('missile\nsunglasses, dark\nmissile\n')
@@ -140,6 +147,6 @@ def test_class_names(tmp_path):
     'sunglasses, dark',
     'missile',
   ]
-  path.write_text('missile\n\n')
+  path.write_text('missile\n\nmissile\n')
   with pytest.raises(ValueError, match=f'{path}:2: a blank line'):
     clip.read_class_names(path)
