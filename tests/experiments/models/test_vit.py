@@ -8,7 +8,7 @@ import onnxruntime
 import optax
 import pytest
 from flax import nnx
-from jax import ad_checkpoint, test_util
+from jax import ad_checkpoint
 from onnx import TensorProto, helper
 
 import optax_spd
@@ -101,27 +101,6 @@ def test_embed_puts_patches_in_rows_behind_the_class_token(model):
   difference = model.embed(images) - model.embed(jnp.zeros_like(images))
   changed = np.abs(difference).max((0, 2)) > 0
   np.testing.assert_array_equal(changed, [0, 0, 0, 1, 0, 0, 0])
-
-
-def test_layer_norm_gradient():
-  x, scale, bias = (
-    jax.random.normal(jax.random.key(i), shape)
-    for i, shape in enumerate([(3, 5, 16), (16,), (16,)])
-  )
-  test_util.check_grads(
-    lambda *args: vit.layer_norm(*args, 1e-6),
-    (x, scale, bias),
-    order=1,
-    modes=['rev'],
-    rtol=1e-2,  # central differences in float32
-  )
-
-
-def test_gelu_is_the_exact_one():
-  x = jnp.linspace(-4, 4, 101)
-  exact = jax.nn.gelu(x, approximate=False)
-  # The tanh approximation is off by 5e-4.
-  np.testing.assert_allclose(vit.gelu(x), exact, atol=1e-6)
 
 
 def test_normalize_repeats_grey():
@@ -421,17 +400,6 @@ KEY_BIAS = ('key', 'bias')  # its gradient is rounding
 
 def relative(x, y):
   return np.linalg.norm(x - y) / np.linalg.norm(y)
-
-
-def test_layer_norm_is_float32_inside():
-  x = (1000 + jax.random.normal(jax.random.key(0), (4, 64))).astype('bfloat16')
-  norm = vit.LayerNorm(64, eps=1e-6)
-  y = norm(x)
-  assert y.dtype == jnp.bfloat16
-  # Half a unit in the last place of values up to 4.
-  np.testing.assert_allclose(
-    y.astype('float32'), norm(x.astype('float32')), atol=2**-7
-  )
 
 
 def test_drop_path_drops_branches_of_images():
