@@ -49,7 +49,7 @@ class ViTConfig:
       rises linearly from 0 in block 0.
     remat: recompute a block's activations in the backward pass, for memory.
     scan: stack the blocks' parameters on a leading axis, [depth, ...], and
-      run them by `lax.scan`: one block to compile. See `layer_axes`.
+      run them by `lax.scan`: one block to compile. See `blocks`.
 
   Raises:
     ValueError: `width` is not a multiple of `num_heads`, the activation is not
@@ -384,44 +384,6 @@ def _bicubic(size, new_size):
   source = np.clip(taps, 0, size - 1).astype(int)
   np.add.at(matrix, (target, source), np.where(t <= 1, near, far))
   return matrix.astype(np.float32)
-
-
-def layer_axes(params):
-  """How many leading axes of each parameter enumerate blocks, for SPD.
-
-  With `ViTConfig.scan` a tensor under `blocks` holds all blocks' parameters:
-  pass this function as the `layer_axes` of `spd`, `with_spd` or `adam_spd`, and
-  each block decays on its own, as it does unstacked.
-
-  Args:
-    params: of a `ViT`, or of a model that has one; any pytree whose paths name
-      the parameters.
-
-  Returns:
-    The same tree of ints: 1 for stacked blocks, else 0.
-  """
-
-  def axes(path, _):
-    names = [jax.tree_util.keystr((key,), simple=True) for key in path]
-    if 'blocks' not in names:
-      return 0
-    return int(not names[names.index('blocks') + 1].isdigit())
-
-  return jax.tree_util.tree_map_with_path(axes, params)
-
-
-def stack_blocks(params):
-  """The params of an unrolled ViT -> those of `ViTConfig.scan`.
-
-  Args:
-    params: nested dicts of arrays, with `params['blocks'][i]` for block i.
-
-  Returns:
-    The same, with NumPy arrays [depth, ...] in `params['blocks']`.
-  """
-  blocks = params['blocks']
-  blocks = [blocks[i] for i in range(len(blocks))]
-  return {**params, 'blocks': jax.tree.map(lambda *b: np.stack(b), *blocks)}
 
 
 def _at(tree, index):
