@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from experiments.models import vit
+from experiments.models import blocks
 from optax_spd import decay_to_anchor, layer_names, with_spd
 
 
@@ -123,7 +123,7 @@ class Method:
 
     if not self.spd:
       return []
-    return layer_names(params, mask=mask, layer_axes=vit.layer_axes)
+    return layer_names(params, mask=mask, layer_axes=blocks.layer_axes)
 
   def rate(self, step, strength):
     """The learning rate of a step, counted from 1; `strength` is of `make`."""
@@ -153,7 +153,7 @@ class Method:
         tx,
         weight_decay=spd,
         mask=None if self.anchor_head else _is_backbone,
-        layer_axes=vit.layer_axes,
+        layer_axes=blocks.layer_axes,
       )
     if self.train != 'all':
       is_trained = TRAINED[self.train]
@@ -204,35 +204,17 @@ def _is_backbone(params):
 def _scale_by_depth(decay):
   """Layer-wise rate decay (Clark et al., 2020; Bao et al., 2022).
 
-  Multiplies a finished step by decay^d: d is 0 for the head and what follows
-  the blocks, 1 for the last block, depth + 1 for the embeddings.
+  Multiplies a finished step by decay^d, d of `blocks.depths`.
   """
 
-  def update(updates, params):
-    depth = _depth(params)
-
-    def scale(path, update):
-      if 'blocks' not in path:
-        above = path[0] == 'head' or path[-2] in ('norm', 'projection')
-        return update * decay ** (0 if above else depth + 1)
-      block = path[path.index('blocks') + 1]
-      if isinstance(block, int):
-        return update * decay ** (depth - block)
-      factors = decay ** jnp.arange(depth, 0, -1, dtype=update.dtype)
-      return update * factors.reshape(-1, *[1] * (update.ndim - 1))
-
-    return _map(scale, updates)
+  def update(updates, _):
+    return jax.tree.map(
+      lambda update, depth: update * jnp.asarray(decay**depth, update.dtype),
+      updates,
+      blocks.depths(updates),
+    )
 
   return optax.stateless(update)
-
-
-def _depth(params):
-  depth = 0
-  for path, leaf in _leaves(params):
-    if 'blocks' in path:
-      block = path[path.index('blocks') + 1]
-      depth = max(depth, block + 1 if isinstance(block, int) else len(leaf))
-  return depth
 
 
 def _keys(path):
@@ -243,8 +225,3 @@ def _map(function, tree):
   return jax.tree_util.tree_map_with_path(
     lambda path, leaf: function(_keys(path), leaf), tree
   )
-
-
-def _leaves(tree):
-  leaves = jax.tree_util.tree_leaves_with_path(tree)
-  return [(_keys(path), leaf) for path, leaf in leaves]

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from experiments import optimizers, report, study, train
-from experiments.models import heads, vit
+from experiments.models import blocks, heads, vit
 
 # GiB of main memory that a chip has (cloud.google.com/tpu/docs).
 HBM = {'v4': 32, 'v5e': 16, 'v5p': 95, 'v6e': 32}
@@ -50,7 +50,7 @@ def lower(config, name, layout, num_classes):
     )
 
   graphdef, params, frozen = nnx.split(
-    nnx.eval_shape(make), train.trainable_from(config.first_block), ...
+    nnx.eval_shape(make), blocks.from_block(config.first_block), ...
   )
   method, strength = optimizers.from_config(config, config.methods[name])
   opt_state = jax.eval_shape(

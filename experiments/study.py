@@ -13,7 +13,7 @@ from jax.experimental import multihost_utils
 
 from experiments import evaluate, optimizers, parallel, train
 from experiments.data import augment, folders, pipeline, sources
-from experiments.models import clip, heads, vit
+from experiments.models import blocks, clip, heads, vit
 from experiments.pretrained import load as pretrained
 from experiments.pretrained import safetensors
 from experiments.tasks import classification
@@ -412,7 +412,7 @@ def load(config, opened, model, progress):
   if config.head == 'linear_probe':
     _fit_head(config, layout, task, model, sets, progress)
   graphdef, params, frozen = nnx.split(
-    model, train.trainable_from(config.first_block), ...
+    model, blocks.from_block(config.first_block), ...
   )
   fine_tuning = train.FineTuning(
     task,

@@ -67,20 +67,6 @@ class Stopped(Exception):  # noqa: N818
   """A run was asked to stop, and has saved where it is."""
 
 
-def trainable_from(first_block):
-  """NNX filter: a classifier's blocks from `first_block` on, norm and head."""
-
-  def is_trained(path, _):
-    if not first_block or path[0] == 'head':
-      return True
-    _, part, *rest = path
-    return part in ('norm', 'projection') or (
-      part == 'blocks' and rest[0] >= first_block
-    )
-
-  return is_trained
-
-
 @dataclasses.dataclass(frozen=True)
 class FineTuning:
   """What all methods share: the task, the model, theta_0, data, budget.

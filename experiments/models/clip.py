@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 
 from experiments import files
-from experiments.models import vit
+from experiments.models.transformer import Block, LayerNorm
 
 END = '<|endoftext|>'  # the token of the highest id; the one to pad with, too
 
@@ -30,7 +30,7 @@ class TextConfig:
     mlp_dim: hidden features of a block's MLP.
     projection: features of a text, as many as of an image.
     eps: added to the variance in every LayerNorm.
-    activation: of the MLPs, a key of `vit.ACTIVATIONS`.
+    activation: of the MLPs, a key of `transformer.ACTIVATIONS`.
     vocab_size: number of tokens; the last one ends a text.
     context_length: T, to which every text is padded or cut.
   """
@@ -68,7 +68,7 @@ class TextTower(nnx.Module):
     self.token_embed = nnx.Param(init(rngs.params(), (config.vocab_size, D)))
     self.pos_embed = nnx.Param(init(rngs.params(), (config.context_length, D)))
     self.blocks = nnx.List(
-      vit.Block(
+      Block(
         D,
         config.num_heads,
         config.mlp_dim,
@@ -79,7 +79,7 @@ class TextTower(nnx.Module):
       )
       for _ in range(config.depth)
     )
-    self.norm = vit.LayerNorm(D, eps=config.eps)
+    self.norm = LayerNorm(D, eps=config.eps)
     self.projection = nnx.Linear(
       D, config.projection, use_bias=False, rngs=rngs
     )

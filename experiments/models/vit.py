@@ -8,7 +8,6 @@ token 0), T = P + H W / patch_size^2 tokens, N = B T rows, D the width.
 """
 
 import dataclasses
-import functools
 import math
 from typing import Literal
 
@@ -17,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import lax
+
+from experiments.models.transformer import ACTIVATIONS, Block, LayerNorm, linear
 
 _IMAGENET = {'mean': (0.485, 0.456, 0.406), 'std': (0.229, 0.224, 0.225)}
 _HALF = {'mean': (0.5, 0.5, 0.5), 'std': (0.5, 0.5, 0.5)}
@@ -36,7 +37,7 @@ class ViTConfig:
     eps: added to the variance in every LayerNorm.
     mean: of the RGB images in [0, 1] that the model was pretrained on.
     std: their standard deviation. Both belong to the model, never to the data.
-    activation: of the MLPs, a key of `ACTIVATIONS`.
+    activation: of the MLPs, a key of `transformer.ACTIVATIONS`.
     patch_bias: whether the patch embedding has a bias.
     pre_norm: CLIP's LayerNorm before block 0.
     layer_scale: DINOv2's learnt factor per feature on each residual branch.
@@ -48,7 +49,7 @@ class ViTConfig:
       rises linearly from 0 in block 0.
     remat: recompute a block's activations in the backward pass, for memory.
     scan: stack the blocks' parameters on a leading axis, [depth, ...], and
-      run them by `lax.scan`: one block to compile. See `layer_axes`.
+      run them by `lax.scan`: one block to compile. See `blocks`.
 
   Raises:
     ValueError: `width` is not a multiple of `num_heads`, the activation is not
@@ -113,21 +114,6 @@ class ViTConfig:
     mean, std = (np.asarray(c, np.float32) for c in (self.mean, self.std))
     return (jnp.asarray(images, jnp.float32) / 255 - mean) / std
 
-
-def gelu(x):
-  """x Phi(x) with the exact erf, as ViT, DeiT and DINOv2 were trained.
-
-  `jax.nn.gelu(approximate=False)` calls erfc, which costs twice an erf on CPU.
-  """
-  return 0.5 * x * (1 + lax.erf(x * math.sqrt(0.5)))
-
-
-def quick_gelu(x):
-  """x sigmoid(1.702 x), as OpenAI's CLIP was trained."""
-  return x * jax.nn.sigmoid(1.702 * x)
-
-
-ACTIVATIONS = {'gelu': gelu, 'quick_gelu': quick_gelu}
 
 _VIT_B16 = ViTConfig(
   patch_size=16,
@@ -194,7 +180,7 @@ class ViT(nnx.Module):
     init = nnx.initializers.truncated_normal(0.02)
     D, dtype = config.width, config.dtype
     self.config = config
-    self.patch_embed = _linear(
+    self.patch_embed = linear(
       config.patch_size**2 * 3,
       D,
       use_bias=config.patch_bias,
@@ -227,7 +213,7 @@ class ViT(nnx.Module):
       self.blocks = nnx.List(blocks)
     self.norm = LayerNorm(D, eps=config.eps)
     if config.projection is not None:
-      self.projection = _linear(D, config.projection, use_bias=False, rngs=rngs)
+      self.projection = linear(D, config.projection, use_bias=False, rngs=rngs)
 
   def __call__(self, images_BxHxWx3):
     """Normalised images -> [B, T, D] float32, after the final LayerNorm."""
@@ -359,164 +345,6 @@ class ViT(nnx.Module):
       )
 
 
-class Block(nnx.Module):
-  """x + scale1 * attn(norm1(x)), then x + scale2 * mlp(norm2(x))."""
-
-  def __init__(
-    self,
-    width,
-    num_heads,
-    mlp_dim,
-    *,
-    eps,
-    activation,
-    layer_scale=False,
-    causal=False,
-    dtype=jnp.float32,
-    rngs: nnx.Rngs,
-  ):
-    self.layer_scale = layer_scale
-    self.norm1 = LayerNorm(width, eps=eps)
-    self.attn = Attention(
-      width, num_heads, causal=causal, dtype=dtype, rngs=rngs
-    )
-    self.norm2 = LayerNorm(width, eps=eps)
-    self.mlp = MLP(
-      width, mlp_dim, activation=activation, dtype=dtype, rngs=rngs
-    )
-    if layer_scale:
-      self.scale1 = nnx.Param(jnp.ones(width))
-      self.scale2 = nnx.Param(jnp.ones(width))
-
-  def __call__(self, x_NxD, batch_size, keep_2xB=None, class_token=False):
-    """Rows of all tokens -> the same, or [B, D] of the class tokens alone.
-
-    `keep_2xB` multiplies each image's two residual branches.
-    """
-    with jax.named_scope('norm1'):
-      keys_NxD = queries = self.norm1(x_NxD)
-    if class_token:
-      # Not [::tokens], whose gradient breaks the TPU compiler (libtpu 0.0.42).
-      rows = (batch_size, -1, x_NxD.shape[-1])
-      x_NxD, queries = (x.reshape(rows)[:, 0] for x in (x_NxD, queries))
-    with jax.named_scope('attn'):
-      y_NxD = self.attn(queries, keys_NxD, batch_size)
-    if self.layer_scale:
-      y_NxD = y_NxD * self.scale1.astype(y_NxD.dtype)
-    x_NxD = x_NxD + _weigh(y_NxD, _at(keep_2xB, 0))
-    with jax.named_scope('norm2'):
-      y_NxD = self.norm2(x_NxD)
-    with jax.named_scope('mlp'):
-      y_NxD = self.mlp(y_NxD)
-    if self.layer_scale:
-      y_NxD = y_NxD * self.scale2.astype(y_NxD.dtype)
-    return x_NxD + _weigh(y_NxD, _at(keep_2xB, 1))
-
-
-class Attention(nnx.Module):
-  """softmax(q k^T / sqrt(K)) v in every sequence and head, K = D / num_heads.
-
-  Causal: no token sees those behind it.
-  """
-
-  def __init__(self, width, num_heads, *, causal=False, dtype, rngs: nnx.Rngs):
-    self.num_heads = num_heads
-    self.causal = causal
-    self.query = _linear(width, width, dtype=dtype, rngs=rngs)
-    self.key = _linear(width, width, dtype=dtype, rngs=rngs)
-    self.value = _linear(width, width, dtype=dtype, rngs=rngs)
-    self.out = _linear(width, width, dtype=dtype, rngs=rngs)
-
-  def __call__(self, queries_MxD, keys_NxD, batch_size):
-    """Rows that ask, and rows that are asked, image by image -> [M, D]."""
-    D = queries_MxD.shape[1]
-    K = D // self.num_heads
-    heads = (batch_size, -1, self.num_heads, K)
-    q = self.query(queries_MxD).reshape(heads)
-    k = self.key(keys_NxD).reshape(heads)
-    v = self.value(keys_NxD).reshape(heads)
-    logits = jnp.einsum(
-      'bthk,bshk->bhts',
-      q / math.sqrt(K),
-      k,
-      preferred_element_type=jnp.float32,
-    )
-    if self.causal:
-      seen = np.tri(*logits.shape[-2:], dtype=bool)
-      logits = jnp.where(seen, logits, -jnp.inf)
-    weights = jax.nn.softmax(logits).astype(v.dtype)
-    mixed = jnp.einsum('bhts,bshk->bthk', weights, v)
-    return self.out(mixed.reshape(-1, D))
-
-
-class MLP(nnx.Module):
-  """fc2(activation(fc1(x)))."""
-
-  def __init__(self, width, hidden, *, activation, dtype, rngs: nnx.Rngs):
-    self.activation = activation
-    self.fc1 = _linear(width, hidden, dtype=dtype, rngs=rngs)
-    self.fc2 = _linear(hidden, width, dtype=dtype, rngs=rngs)
-
-  def __call__(self, x_NxD):
-    return self.fc2(ACTIVATIONS[self.activation](self.fc1(x_NxD)))
-
-
-class LayerNorm(nnx.Module):
-  """`layer_norm` over the last axis, with its parameters."""
-
-  def __init__(self, width, *, eps):
-    self.eps = eps
-    self.scale = nnx.Param(jnp.ones(width))
-    self.bias = nnx.Param(jnp.zeros(width))
-
-  def __call__(self, x):
-    """Computed in float32, returned in the dtype of x."""
-    y = layer_norm(
-      x.astype(jnp.float32), self.scale[...], self.bias[...], self.eps
-    )
-    return y.astype(x.dtype)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def layer_norm(x, scale, bias, eps):
-  """y = scale * z + bias, z = (x - mean(x)) / sqrt(var(x) + eps).
-
-  Its gradient is written out, because XLA's CPU compiler makes of the derived
-  one a backward pass that is several times slower to run and to compile.
-  Reverse mode only.
-
-  Args:
-    x: [..., D]; mean and variance are over the last axis.
-    scale: [D].
-    bias: [D].
-    eps: a number.
-
-  Returns:
-    [..., D].
-  """
-  return _layer_norm_fwd(x, scale, bias, eps)[0]
-
-
-def _layer_norm_fwd(x, scale, bias, eps):
-  centred = x - x.mean(-1, keepdims=True)
-  rstd = lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + eps)
-  z = centred * rstd
-  return scale * z + bias, (z, rstd, scale)
-
-
-def _layer_norm_bwd(eps, residuals, dy):
-  del eps
-  z, rstd, scale = residuals
-  # dx = (dz - mean(dz) - z mean(dz z)) / sqrt(var + eps)
-  dz = dy * scale
-  dx = dz - dz.mean(-1, keepdims=True) - z * (dz * z).mean(-1, keepdims=True)
-  rows = tuple(range(dy.ndim - 1))
-  return rstd * dx, (dy * z).sum(rows), dy.sum(rows)
-
-
-layer_norm.defvjp(_layer_norm_fwd, _layer_norm_bwd)
-
-
 def resize_positions(positions, rows, columns):
   """Position embeddings of a square grid -> those of `rows` x `columns`.
 
@@ -558,66 +386,6 @@ def _bicubic(size, new_size):
   return matrix.astype(np.float32)
 
 
-def layer_axes(params):
-  """How many leading axes of each parameter enumerate blocks, for SPD.
-
-  With `ViTConfig.scan` a tensor under `blocks` holds all blocks' parameters:
-  pass this function as the `layer_axes` of `spd`, `with_spd` or `adam_spd`, and
-  each block decays on its own, as it does unstacked.
-
-  Args:
-    params: of a `ViT`, or of a model that has one; any pytree whose paths name
-      the parameters.
-
-  Returns:
-    The same tree of ints: 1 for stacked blocks, else 0.
-  """
-
-  def axes(path, _):
-    names = [jax.tree_util.keystr((key,), simple=True) for key in path]
-    if 'blocks' not in names:
-      return 0
-    return int(not names[names.index('blocks') + 1].isdigit())
-
-  return jax.tree_util.tree_map_with_path(axes, params)
-
-
-def stack_blocks(params):
-  """The params of an unrolled ViT -> those of `ViTConfig.scan`.
-
-  Args:
-    params: nested dicts of arrays, with `params['blocks'][i]` for block i.
-
-  Returns:
-    The same, with NumPy arrays [depth, ...] in `params['blocks']`.
-  """
-  blocks = params['blocks']
-  blocks = [blocks[i] for i in range(len(blocks))]
-  return {**params, 'blocks': jax.tree.map(lambda *b: np.stack(b), *blocks)}
-
-
 def _at(tree, index):
   """Every leaf, indexed."""
   return jax.tree.map(lambda leaf: leaf[index], tree)
-
-
-def _weigh(x_NxD, weights_B):
-  """Rows of each image, multiplied by its weight; None is 1."""
-  if weights_B is None:
-    return x_NxD
-  x_BxTxD = x_NxD.reshape(weights_B.size, -1, x_NxD.shape[-1])
-  weights = weights_B[:, None, None].astype(x_NxD.dtype)
-  return (x_BxTxD * weights).reshape(x_NxD.shape)
-
-
-def _linear(
-  features_in, features_out, *, use_bias=True, dtype=jnp.float32, rngs
-):
-  return nnx.Linear(
-    features_in,
-    features_out,
-    use_bias=use_bias,
-    dtype=dtype,
-    kernel_init=nnx.initializers.truncated_normal(0.02),
-    rngs=rngs,
-  )

@@ -5,7 +5,7 @@ import pathlib
 
 from flax import nnx
 
-from experiments.models import vit
+from experiments.models import blocks, vit
 from experiments.pretrained import npz, onnx, safetensors
 from experiments.pretrained.params import with_params
 
@@ -57,7 +57,7 @@ def load_vit(config, source):
   else:
     params = safetensors.load_vit_params(unrolled, source)
   if config.scan:
-    params = vit.stack_blocks(params)
+    params = blocks.stack(params)
   return with_params(lambda: vit.ViT(config, rngs=nnx.Rngs(0)), params)
 
 

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from experiments import evaluate, optimizers, parallel, study, train
 from experiments.data import pipeline
-from experiments.models import heads, vit
+from experiments.models import blocks, heads, vit
 from experiments.tasks import classification
 
 TINY = dataclasses.replace(
@@ -44,7 +44,7 @@ def fine_tuning(task=TASK, model_config=TINY, layout=None, **changes):
   )
   model = heads.Classifier(vit.ViT(model_config, rngs=nnx.Rngs(0)), 2)
   graphdef, pretrained, frozen = nnx.split(
-    model, train.trainable_from(task.first_block), ...
+    model, blocks.from_block(task.first_block), ...
   )
   rng = np.random.default_rng(0)
   if task.first_block:

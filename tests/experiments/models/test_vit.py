@@ -8,11 +8,11 @@ import onnxruntime
 import optax
 import pytest
 from flax import nnx
-from jax import ad_checkpoint, test_util
+from jax import ad_checkpoint
 from onnx import TensorProto, helper
 
 import optax_spd
-from experiments.models import clip, heads, vit
+from experiments.models import blocks, clip, heads, vit
 from experiments.pretrained import params as pretrained
 
 SMALL = dataclasses.replace(
@@ -101,27 +101,6 @@ def test_embed_puts_patches_in_rows_behind_the_class_token(model):
   difference = model.embed(images) - model.embed(jnp.zeros_like(images))
   changed = np.abs(difference).max((0, 2)) > 0
   np.testing.assert_array_equal(changed, [0, 0, 0, 1, 0, 0, 0])
-
-
-def test_layer_norm_gradient():
-  x, scale, bias = (
-    jax.random.normal(jax.random.key(i), shape)
-    for i, shape in enumerate([(3, 5, 16), (16,), (16,)])
-  )
-  test_util.check_grads(
-    lambda *args: vit.layer_norm(*args, 1e-6),
-    (x, scale, bias),
-    order=1,
-    modes=['rev'],
-    rtol=1e-2,  # central differences in float32
-  )
-
-
-def test_gelu_is_the_exact_one():
-  x = jnp.linspace(-4, 4, 101)
-  exact = jax.nn.gelu(x, approximate=False)
-  # The tanh approximation is off by 5e-4.
-  np.testing.assert_allclose(vit.gelu(x), exact, atol=1e-6)
 
 
 def test_normalize_repeats_grey():
@@ -233,11 +212,11 @@ def test_without_projection_features_are_the_class_token(model, images):
 def test_stacked_blocks_are_the_same_model(params, images, dropped, remat):
   features, grads = dropped
   config = dataclasses.replace(DROPPED, scan=True, remat=remat)
-  stacked = vit.stack_blocks(params)
+  stacked = blocks.stack(params)
   found = run(config, stacked, images, KEY)
   # Compiled apart: rounding, of values near 3 and gradients near 10.
   np.testing.assert_allclose(found[0], features, rtol=1e-4, atol=1e-5)
-  assert_close(found[1], vit.stack_blocks(grads), rtol=1e-4, atol=1e-4)
+  assert_close(found[1], blocks.stack(grads), rtol=1e-4, atol=1e-4)
 
 
 def test_stacked_blocks_start_from_the_same_weights():
@@ -247,12 +226,12 @@ def test_stacked_blocks_start_from_the_same_weights():
     return [nnx.state(vit.ViT(c, rngs=nnx.Rngs(0))) for c in configs]
 
   unrolled, stacked = map(nnx.to_pure_dict, params())
-  assert_close(stacked, vit.stack_blocks(unrolled), rtol=0, atol=0)
+  assert_close(stacked, blocks.stack(unrolled), rtol=0, atol=0)
 
 
 def test_stacked_blocks_give_the_same_tokens(params, images):
   scan = dataclasses.replace(FULL, scan=True)
-  model, stacked = build(FULL, params), build(scan, vit.stack_blocks(params))
+  model, stacked = build(FULL, params), build(scan, blocks.stack(params))
   # Compiled apart: rounding, of values near 3.
   np.testing.assert_allclose(
     tokens(stacked, images), tokens(model, images), atol=1e-5
@@ -262,7 +241,7 @@ def test_stacked_blocks_give_the_same_tokens(params, images):
 @pytest.mark.parametrize('part', [{'start': 1}, {'stop': 1}, {'stop': -1}])
 def test_stacked_blocks_run_as_a_whole(params, images, part):
   config = dataclasses.replace(FULL, scan=True)
-  model = build(config, vit.stack_blocks(params))
+  model = build(config, blocks.stack(params))
   tokens = model.embed(images)
   with pytest.raises(ValueError, match=r'1 of the 2 blocks .* scan=False'):
     model.encode(tokens, **part)
@@ -281,7 +260,7 @@ def test_a_stacked_model_trains_as_the_unrolled_one(params):
     'bias': np.zeros(3, np.float32),
   }
   # A large eps: gradients that are nothing but rounding stay nothing.
-  tx = optax_spd.adam_spd(3e-3, eps=1e-3, layer_axes=vit.layer_axes)
+  tx = optax_spd.adam_spd(3e-3, eps=1e-3, layer_axes=blocks.layer_axes)
 
   def train(config, params):
     def model():
@@ -304,7 +283,7 @@ def test_a_stacked_model_trains_as_the_unrolled_one(params):
     state = tx.init(params)
     for images in batches:
       params, state = step(params, state, images)
-    names = optax_spd.layer_names(params, layer_axes=vit.layer_axes)
+    names = optax_spd.layer_names(params, layer_axes=blocks.layer_axes)
     counts = optax.tree.get(state, 'SPDState').decayed_count
     return nnx.to_pure_dict(params), dict(
       zip(names, counts.tolist(), strict=True)
@@ -312,8 +291,8 @@ def test_a_stacked_model_trains_as_the_unrolled_one(params):
 
   unrolled, decayed = train(FULL, params)
   config = dataclasses.replace(FULL, scan=True)
-  stacked, stacked_decayed = train(config, vit.stack_blocks(params))
-  unrolled = vit.stack_blocks(unrolled.pop('backbone')) | unrolled
+  stacked, stacked_decayed = train(config, blocks.stack(params))
+  unrolled = blocks.stack(unrolled.pop('backbone')) | unrolled
   stacked = stacked.pop('backbone') | stacked
   # 8 steps of 3e-3 in float32, compiled apart; the decays are larger by far.
   assert_close(stacked, unrolled, rtol=0, atol=2e-5)
@@ -340,20 +319,6 @@ def stacked_name(name):
     return name
   index = parts.pop(parts.index('blocks') + 1)
   return '/'.join(parts) + f'[{index}]'
-
-
-@pytest.mark.parametrize('scan', [False, True])
-def test_layer_axes(scan):
-  config = dataclasses.replace(FULL, scan=scan)
-  model = nnx.eval_shape(
-    lambda: heads.Classifier(vit.ViT(config, rngs=nnx.Rngs(0)), 3)
-  )
-  for params in (nnx.state(model), nnx.to_pure_dict(nnx.state(model))):
-    axes = vit.layer_axes(params)
-    assert jax.tree.structure(axes) == jax.tree.structure(params)
-    blocks = jax.tree.leaves(axes['backbone'].pop('blocks'))
-    assert set(blocks) == {int(scan)}
-    assert set(jax.tree.leaves(axes)) == {0}
 
 
 def test_recomputed_blocks(params, images, dropped, capsys):
@@ -421,17 +386,6 @@ KEY_BIAS = ('key', 'bias')  # its gradient is rounding
 
 def relative(x, y):
   return np.linalg.norm(x - y) / np.linalg.norm(y)
-
-
-def test_layer_norm_is_float32_inside():
-  x = (1000 + jax.random.normal(jax.random.key(0), (4, 64))).astype('bfloat16')
-  norm = vit.LayerNorm(64, eps=1e-6)
-  y = norm(x)
-  assert y.dtype == jnp.bfloat16
-  # Half a unit in the last place of values up to 4.
-  np.testing.assert_allclose(
-    y.astype('float32'), norm(x.astype('float32')), atol=2**-7
-  )
 
 
 def test_drop_path_drops_branches_of_images():
