@@ -280,7 +280,7 @@ def _timm(path, given):
     'mean': pixels['mean'],
     'std': pixels['std'],
   }
-  return _facts(f'{path}: the %s of {name}', values)
+  return _facts(f'{path}: the ', values, f' of {name}')
 
 
 def _open_clip(path, given):
@@ -317,14 +317,17 @@ def _open_clip(path, given):
     'context_length': text.get('context_length', 77),
   }
   return (
-    _facts(f'{where}vision_cfg: the %s', vision)
-    | _facts(f'{path}: preprocess_cfg.%s', pixels),
-    _facts(f'{where}text_cfg: the %s', text),
+    _facts(f'{where}vision_cfg: the ', vision)
+    | _facts(f'{path}: preprocess_cfg.', pixels),
+    _facts(f'{where}text_cfg: the ', text),
   )
 
 
-def _facts(where, values):
-  return {field: Fact(value, where % field) for field, value in values.items()}
+def _facts(before, values, behind=''):
+  return {
+    field: Fact(value, f'{before}{field}{behind}')
+    for field, value in values.items()
+  }
 
 
 def _check_usual(where, given):

@@ -11,7 +11,13 @@ import numpy as np
 from experiments.models import clip, vit
 from experiments.pretrained import config_files
 
-# What the attributes of a ViTConfig are in each family.
+# The attributes of a ViTConfig that tell the families apart.
+_FLAGS = {
+  'patch_bias': True,
+  'pre_norm': False,
+  'layer_scale': False,
+  'distilled': False,
+}
 _FAMILIES = {
   'clip': {'pre_norm': True, 'patch_bias': False},
   'vit': {},
@@ -100,12 +106,12 @@ def check(found, config=None, text=None):
 
 
 def family(config):
-  """The key of `_FAMILIES` of a `vit.ViTConfig`."""
-  if config.pre_norm:
-    return 'clip'
-  if config.layer_scale:
-    return 'dinov2'
-  return 'deit' if config.distilled else 'vit'
+  """The key of `_FAMILIES` of a `vit.ViTConfig`, or 'other'."""
+  flags = {flag: getattr(config, flag) for flag in _FLAGS}
+  families = _FAMILIES.items()
+  return next(
+    (k for k, changes in families if flags == _FLAGS | changes), 'other'
+  )
 
 
 def _checked(field, fact):
@@ -119,18 +125,17 @@ def _checked(field, fact):
       )
     return fact
   numbers = tuple(value) if isinstance(value, (list, tuple)) else (value,)
-  right = all(type(number) in (int, float) for number in numbers)
-  if field in ('mean', 'std'):
-    right, value = right and len(numbers) == 3, numbers
-  else:
-    # The two sides of a square.
-    right, value = right and len(set(numbers)) == 1, numbers[0]
-  if not right:
+  three = field in ('mean', 'std')
+  if not (
+    all(type(number) in (int, float) for number in numbers)
+    and (len(numbers) == 3 if three else len(set(numbers)) == 1)
+    and (field == 'mean' or min(numbers) > 0)
+  ):
     raise ValueError(
-      f'{where} is {fact.value!r}; of mean and std it has to be three numbers, '
-      'else one, which may stand for both sides.'
+      f'{where} is {value!r}; it has to be above 0, three numbers where it is '
+      'mean or std, else one, or twice the same for two sides.'
     )
-  return config_files.Fact(value, where)
+  return config_files.Fact(numbers if three else numbers[0], where)
 
 
 def _values(source, facts, needed, files):
@@ -155,6 +160,9 @@ def _agrees(config, field, value):
   if field in ('mean', 'std'):
     # A quarter of a grey level: some files round.
     return np.allclose(ours, value, rtol=0, atol=1e-3)
+  if field == 'image_size':
+    # What does not fill a patch is not seen.
+    value -= value % config.patch_size
   return ours == value
 
 

@@ -15,11 +15,13 @@ class Names(NamedTuple):
       without its leaf, `.weight` or `.bias`, unless the name ends with `_`.
     ignored: regular expression: what a checkpoint may have besides.
     prefix: regular expression: before all names of the model, or before none.
+    eps: of every LayerNorm; None where config.json says it.
   """
 
   ours: dict[str, str]
   ignored: str
   prefix: str = ''
+  eps: float | None = None
 
 
 _CLIP_BLOCK = {
@@ -117,6 +119,7 @@ _TIMM = Names(  # ViT, DeiT and DINOv2, as their authors name them too
   },
   ignored=r'head(_dist)?\.(weight|bias)|pre_logits\.fc\.(weight|bias)'
   r'|mask_token',
+  eps=1e-6,
 )
 _RESBLOCK = {
   'norm1': 'ln_1',
@@ -143,6 +146,7 @@ _OPEN_CLIP_VISION = Names(
   },
   ignored=r'(transformer|token_embedding|ln_final)\..*|positional_embedding'
   rf'|text_projection|logit_scale|attn_mask|{_SIZES}',
+  eps=1e-5,
 )
 _OPEN_CLIP_TEXT = Names(
   ours={
@@ -155,6 +159,7 @@ _OPEN_CLIP_TEXT = Names(
     **_RESBLOCK,
   },
   ignored=rf'visual\..*|attn_mask|{_SIZES}',
+  eps=1e-5,
 )
 
 _MODELS = {
@@ -188,16 +193,18 @@ def without_prefix(names):
   return {name[count:]: name for name in names}
 
 
-def of(where, names, model):
+def of(where, names, model, eps):
   """The `Names` of a checkpoint.
 
   Args:
     where: the checkpoint, for errors.
     names: of its tensors, as `without_prefix` leaves them.
     model: 'clip', 'vit', 'deit', 'dinov2', or 'text' for CLIP's text tower.
+    eps: of the model's LayerNorms.
 
   Raises:
-    ValueError: no library names them so, or not those of this model.
+    ValueError: no library names them so, or not those of this model, or has
+      another eps.
   """
   signs = _SIGNS.items()
   signed = [name for name, sign in signs if any(map(sign.match, names))]
@@ -215,6 +222,12 @@ def of(where, names, model):
       f'{", ".join(_MODELS[library])} are read, not {model}.'
     )
   found = _MODELS[library][model]
+  if found.eps not in (None, eps):
+    raise ValueError(
+      f'{where}: its names are those of {library}, whose LayerNorms have an '
+      f'eps of {found.eps}, not of {eps}; copy the .json files to its weights '
+      "and set --config.model.name=''."
+    )
   matches = (re.match(found.prefix, name) for name in names)
   prefix = next((match[0] for match in matches if match), '')
   return found._replace(prefix=prefix)

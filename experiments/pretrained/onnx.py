@@ -42,7 +42,7 @@ def check(config):
   if config != dataclasses.replace(CONFIG, **run):
     raise ValueError(
       f"{_REQUIREMENT} holds the ViT of vit.CONFIGS['dinov2_s14']; set "
-      f'--config.model.name to that one, not to {config}.'
+      f'--config.model.name=dinov2_s14, which is not {config}.'
     )
 
 

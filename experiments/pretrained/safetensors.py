@@ -147,8 +147,9 @@ def _load_tokenizer(folder, config):
   start = tokenizer.token_to_id(clip.START)
   if tokenizer.post_processor is None and start is not None:
     # Without the two tokens, the features would be another position's.
-    tokenizer.post_processor = processors.RobertaProcessing(
-      sep=(clip.END, end), cls=(clip.START, start), trim_offsets=False
+    tokenizer.post_processor = processors.TemplateProcessing(
+      single=f'{clip.START} $A {clip.END}',
+      special_tokens=[(clip.START, start), (clip.END, end)],
     )
   length = config.context_length
   tokenizer.enable_truncation(length)
@@ -277,7 +278,7 @@ def _assemble(source, config, tensors, read):
     model = 'text'
   else:
     model = metadata.family(config)
-  theirs = names.of(source, tensors, model)
+  theirs = names.of(source, tensors, model, config.eps)
 
   def name_of(path):
     return names.name_of(path, theirs)
