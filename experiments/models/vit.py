@@ -173,7 +173,7 @@ CONFIGS = {
   'clip_b16': _CLIP_B16,
   'clip_l14': _CLIP_L14,
   'clip_l14_336': dataclasses.replace(_CLIP_L14, grid=24),
-  # LAION's, trained on LAION-2B with the exact GELU.
+  # LAION's, trained on LAION-2B with the exact GELU; L on pixels in [-1, 1].
   'clip_b32_laion': dataclasses.replace(_CLIP_B32, activation='gelu'),
   'clip_b16_laion': dataclasses.replace(_CLIP_B16, activation='gelu'),
   'clip_l14_laion': dataclasses.replace(_CLIP_L14, activation='gelu', **_HALF),

@@ -194,8 +194,8 @@ def _transformers(path, given):
     where = f'{path}: text_config.'
     text_facts = _section(where, _TEXT, _TEXT_DEFAULTS, text)
     # 2 is what transformers wrote for "the highest id" until 2023.
-    if text.get('eos_token_id', 2) != 2:
-      text_facts['end'] = Fact(text['eos_token_id'], f'{where}eos_token_id')
+    if (end := text.get('eos_token_id')) not in (None, 2):
+      text_facts['end'] = Fact(end, f'{where}eos_token_id')
     facts['projection'] = text_facts['projection'] = projection
     return facts, text_facts
   where = f'{path}: '

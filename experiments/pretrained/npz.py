@@ -7,6 +7,7 @@ References:
 
 import pathlib
 import zipfile
+import zlib
 
 import numpy as np
 from flax import nnx
@@ -28,6 +29,7 @@ _NAMES = {
   'mlp/fc2': 'MlpBlock_3/Dense_1',
   'norm': 'Transformer/encoder_norm',
 }
+_DAMAGED = (zipfile.BadZipFile, zlib.error)
 _IGNORED = r'(head|pre_logits)/(kernel|bias)'
 
 
@@ -99,7 +101,7 @@ def _assemble(config, path, read_all):
   try:
     with path.open('rb') as file:
       tensors = read_all(file)
-  except (ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
+  except (ValueError, EOFError, TypeError, *_DAMAGED) as error:
     raise ValueError(
       f'{path} ({path.stat().st_size} bytes) is not an .npz of plain arrays '
       f'({error}): download it again.'

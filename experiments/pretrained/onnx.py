@@ -38,11 +38,15 @@ def check(config):
   Raises:
     ValueError: `config` is not `CONFIG`, unrolled.
   """
-  run = {key: getattr(config, key) for key in ('dtype', 'drop_path', 'remat')}
-  if config != dataclasses.replace(CONFIG, **run):
+  free = ('dtype', 'drop_path', 'remat')
+  ours, theirs = dataclasses.asdict(config), dataclasses.asdict(CONFIG)
+  differ = [k for k in ours if k not in free and ours[k] != theirs[k]]
+  if differ:
+    values = ', '.join(f'{key} {ours[key]!r}' for key in differ)
     raise ValueError(
-      f"{_REQUIREMENT} holds the ViT of vit.CONFIGS['dinov2_s14']; set "
-      f'--config.model.name=dinov2_s14, which is not {config}.'
+      f"{_REQUIREMENT} holds the ViT of vit.CONFIGS['dinov2_s14'], but the "
+      f'model that was asked for has {values}; set '
+      '--config.model.name=dinov2_s14.'
     )
 
 

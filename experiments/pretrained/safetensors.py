@@ -5,6 +5,7 @@ write them. A pickle (`pytorch_model.bin`) is never loaded: that would run its
 code.
 """
 
+import functools
 import math
 import pathlib
 import re
@@ -270,14 +271,17 @@ def _build(config):
   return vit.ViT(config, rngs=nnx.Rngs(0))
 
 
+@functools.cache
+def _shapes(config):
+  """Kept, since a study is checked and then loaded: seconds, of ViT-L."""
+  return params.shapes(lambda: _build(config))
+
+
 def _assemble(source, config, tensors, read):
   """The params of a tower, each of them by `read(file, name)`."""
-  wanted = params.shapes(lambda: _build(config))
-  if isinstance(config, clip.TextConfig):
-    wanted[('logit_scale',)] = ()
-    model = 'text'
-  else:
-    model = metadata.family(config)
+  text = isinstance(config, clip.TextConfig)
+  wanted = _shapes(config) | ({('logit_scale',): ()} if text else {})
+  model = 'text' if text else metadata.family(config)
   theirs = names.of(source, tensors, model, config.eps)
 
   def name_of(path):

@@ -188,7 +188,6 @@ def test_options_that_there_are_not(changes, message):
     ('clip_b32', 151_277_312),
     ('clip_b16', 149_620_736),
     ('clip_l14', 427_616_512),
-    ('clip_l14_336', 427_944_192),
     ('vit_b16', 85_798_656),
     ('deit_b16_distilled', 85_800_192),
     ('dinov2_s14', 22_056_192),

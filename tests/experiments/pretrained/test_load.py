@@ -22,6 +22,14 @@ def test_what_is_there_passes(reference, configs, tensors, tmp_path):
   load.check(configs['vit'], tmp_path / 'B_16.npz')
 
 
+def test_what_begins_with_a_dot_is_no_content(reference, configs, tmp_path):
+  shutil.copytree(reference / 'vit', tmp_path, dirs_exist_ok=True)
+  for name in ('._model.safetensors', '._config.json', '.config.json'):
+    (tmp_path / name).write_bytes(b'\x00\x05\x16\x07')
+  (tmp_path / '.ipynb_checkpoints').mkdir()
+  load.check(configs['vit'], tmp_path)
+
+
 @pytest.mark.parametrize(
   ('source', 'error', 'message'),
   [
