@@ -281,3 +281,53 @@ def test_two_libraries_in_one_folder(reference, configs, tmp_path):
   load.load_vit(configs['open_clip'], tmp_path)
   vit_only = tmp_path / 'model.safetensors'
   assert load.vit_config('', vit_only).eps == 1e-6
+
+
+@pytest.mark.parametrize(
+  ('name', 'size', 'quick_gelu', 'mean'),
+  [
+    ('clip_b32', 'b32', True, (0.48145466, 0.4578275, 0.40821073)),
+    ('clip_b16', 'b16', True, (0.48145466, 0.4578275, 0.40821073)),
+    ('clip_l14', 'l14', True, (0.48145466, 0.4578275, 0.40821073)),
+    ('clip_l14_336', 'l14_336', True, (0.48145466, 0.4578275, 0.40821073)),
+    ('clip_b32_laion', 'b32', False, (0.48145466, 0.4578275, 0.40821073)),
+    ('clip_b16_laion', 'b16', False, (0.48145466, 0.4578275, 0.40821073)),
+    ('clip_l14_laion', 'l14', False, (0.5, 0.5, 0.5)),
+  ],
+)
+def test_clips_as_open_clip_describes_them(
+  tmp_path, name, size, quick_gelu, mean
+):
+  """Its model_configs, and the mean and the GELU in its pretrained.py."""
+  base = {'width': 512, 'heads': 8, 'layers': 12}
+  large = {'width': 768, 'heads': 12, 'layers': 12}
+  embed_dim, text, vision = {
+    'b32': (512, base, {'layers': 12, 'width': 768, 'patch_size': 32}),
+    'b16': (512, base, {'layers': 12, 'width': 768, 'patch_size': 16}),
+    'l14': (768, large, {'layers': 24, 'width': 1024, 'patch_size': 14}),
+    'l14_336': (
+      768,
+      large,
+      {'image_size': 336, 'layers': 24, 'width': 1024, 'patch_size': 14},
+    ),
+  }[size]
+  model = {
+    'embed_dim': embed_dim,
+    'vision_cfg': {'image_size': 224, **vision},
+    'text_cfg': {'context_length': 77, 'vocab_size': 49408, **text},
+    'quick_gelu': quick_gelu,
+  }
+  pixels = {'mean': mean, 'std': vit.CONFIGS[name].std}
+  edit(
+    tmp_path, 'open_clip_config.json', model_cfg=model, preprocess_cfg=pixels
+  )
+  assert load.vit_config('', tmp_path) == vit.CONFIGS[name]
+  assert load.text_config('', tmp_path) == clip.CONFIGS[name]
+
+
+def test_the_second_copy_of_a_section_takes_precedence(tmp_path):
+  published(tmp_path, 'clip_l14')
+  given = json.loads((tmp_path / 'config.json').read_text())
+  first = {'vision_config': {}, 'vision_config_dict': given['vision_config']}
+  edit(tmp_path, 'config.json', **first)
+  assert load.vit_config('', tmp_path) == vit.CONFIGS['clip_l14']
