@@ -15,7 +15,6 @@ from experiments import evaluate, optimizers, parallel, train
 from experiments.data import augment, folders, pipeline, sources
 from experiments.models import blocks, clip, heads, vit
 from experiments.pretrained import load as pretrained
-from experiments.pretrained import safetensors
 from experiments.tasks import classification
 
 HEADS = ('linear_probe', 'zero_shot', 'zeros')
@@ -86,14 +85,22 @@ def _check_apart(opened):
 
 
 def model_config(config):
-  """The `vit.ViTConfig` of the study."""
+  """The `vit.ViTConfig` of the study.
+
+  Raises:
+    As `pretrained.vit_config`, where `config.model.name` is ''.
+  """
   return dataclasses.replace(
-    vit.CONFIGS[config.model.name],
+    pretrained.vit_config(config.model.name, config.model.pretrained),
     dtype=config.model.dtype,
     drop_path=config.model.drop_path,
     remat=config.model.remat,
     scan=config.model.scan,
   )
+
+
+def _text_config(config):
+  return pretrained.text_config(config.model.name, config.model.pretrained)
 
 
 def check(config):
@@ -137,7 +144,8 @@ def check(config):
   _check_classes(config, opened, len(class_names))
   if config.head == 'zero_shot':
     _check_texts(config, class_names)
-  pretrained.find(config.model.pretrained)
+  text = _text_config(config) if config.head == 'zero_shot' else None
+  pretrained.check(model_config(config), config.model.pretrained, text)
   return opened
 
 
@@ -189,7 +197,8 @@ def _check_one_of(key, value, known):
 
 
 def _check_model(config):
-  _check_one_of('model.name', config.model.name, vit.CONFIGS)
+  if config.model.name:
+    _check_one_of('model.name', config.model.name, vit.CONFIGS)
   _check_one_of('model.dtype', config.model.dtype, ('float32', 'bfloat16'))
   _check_one_of('head', config.head, HEADS)
   if not config.model.pretrained:
@@ -207,8 +216,8 @@ def _check_model(config):
     )
   if config.head == 'zero_shot' and model.projection is None:
     raise ValueError(
-      f'config.head is zero_shot, which {config.model.name} has no text tower '
-      'for; use a clip model, or another head.'
+      f'config.head is zero_shot, which {config.model.name or "this model"} '
+      'has no text tower for; use a clip model, or another head.'
     )
   if config.first_block and config.model.scan:
     raise ValueError(
@@ -373,9 +382,7 @@ def load_model(config, class_names):
     else:
       names = [name.replace('_', ' ') for name in class_names]
     prompts = clip.read_prompts(config.prompts)
-    text, tokenizer, scale = safetensors.load_text(
-      clip.CONFIGS[config.model.name], source
-    )
+    text, tokenizer, scale = pretrained.load_text(_text_config(config), source)
     model.head.kernel[...] = clip.zero_shot_head(
       text, tokenizer, names, prompts, scale
     )

