@@ -11,9 +11,9 @@ to config.output_dir.
 import pathlib
 import sys
 
-from absl import app, flags, logging
+from absl import flags, logging
 
-from experiments import cli, optimizers, report, study, train
+from experiments import checks, cli, optimizers, report, study, train
 
 
 def configure(config, *, seeds=None, methods=None, full=False):
@@ -175,6 +175,7 @@ def main(argv):
     if argv[1:]:
       raise ValueError(f'{argv[1]!r} is no flag; see --help.')
     values = flags.FLAGS
+    checks.normalise(values.config)
     cli.keep_programs(values.config.cache_dir)
     opened = configure(
       values.config,
@@ -198,6 +199,8 @@ if __name__ == '__main__':
   flags.DEFINE_integer('seeds', None, 'Seeds to run; config.num_seeds.')
   flags.DEFINE_list('methods', None, 'Of config.methods; all.')
   flags.DEFINE_bool('full', False, 'Train the whole network.')
-  cli.define_config('compare')
+  # That experiments.main reads.
+  of_main = ('save_every', 'keep', 'log_every', 'tensorboard', 'profile')
+  cli.define_config('compare', unread=of_main)
   __doc__ += f'\nThe study:\n\n{flags.FLAGS["config"].value}'
-  app.run(main)
+  cli.run('compare', main)

@@ -10,7 +10,7 @@ from experiments.data import pipeline
 
 # Images that threads have read before the first process has started: every
 # evaluation starts its own.
-_FEW = 2000
+FEW = 2000
 
 
 class EvalSet(NamedTuple):
@@ -33,7 +33,7 @@ class EvalSet(NamedTuple):
 
     They are full; the last example fills the last one.
     """
-    is_large = len(self.source) > _FEW
+    is_large = len(self.source) > FEW
     return pipeline.eval_batches(
       self.source,
       self.transforms,

@@ -14,11 +14,17 @@ from experiments import report
 
 
 def check(config):
-  """Refuses a config whose TensorBoard cannot be written.
+  """Refuses a config whose TensorBoard or profile cannot be written.
 
   Raises:
     ModuleNotFoundError: tensorboardX is not installed.
+    ValueError: the step to profile is none of the run.
   """
+  if config.profile > config.num_steps:
+    raise ValueError(
+      f'config.profile is {config.profile}, which has no effect: the run has '
+      f'{config.num_steps} steps; name one of them, or 0.'
+    )
   if config.tensorboard and importlib.util.find_spec('tensorboardX') is None:
     raise ModuleNotFoundError(
       "config.tensorboard needs this project's extra `.[tensorboard]`; install "

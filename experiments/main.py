@@ -16,10 +16,11 @@ import pathlib
 import sys
 
 import jax
-from absl import app, flags, logging
+from absl import flags, logging
 
 from experiments import (
   checkpoint,
+  checks,
   cli,
   files,
   log,
@@ -57,13 +58,13 @@ def run(config, name, seed):
       f'--method={name} is none of the study; it is one of {", ".join(known)}.'
     )
   opened = study.check(config)
+  log.check(config)
   method = config.methods[name]
   folder = run_folder(config, name, seed)
   cli.check_output(folder)
   checkpoints = _checkpoints(config, name, seed) if method.optimizer else None
   if method.starts_from:
     best_step_of(config, method.starts_from, seed)
-  log.check(config)
   model = study.load_model(config, opened['train'].class_names)
   fine_tuning, sets = study.load(config, opened, model, cli.progress)
   result = train.Run(fine_tuning.pretrained, None, {}, None, None)
@@ -137,9 +138,10 @@ def best_of(config, fine_tuning, name, seed):
 def _checkpoints(config, name, seed, read_only=False):
   about = config.to_dict()
   about['methods'] = {name: config.methods[name].to_dict()}
-  # A clone elsewhere has them at another path.
+  # What is in the files: a clone elsewhere has them at another path.
   for key in ('prompts', 'class_names'):
-    if config[key]:
+    about[key] = ''
+    if config[key] and config.head == 'zero_shot':
       text = files.expand(config[key]).read_bytes()
       about[key] = hashlib.sha256(text).hexdigest()
   # Its devices draw other random numbers.
@@ -175,6 +177,7 @@ def main(argv):
         f'\nmain: process {jax.process_index()} was killed, or lost touch with '
         f'another one, whose own message says why. {_AGAIN}'
       )
+    checks.normalise(values.config)
     cli.keep_programs(values.config.cache_dir)
     rows = run(values.config, values.method, values.seed)
   except train.Stopped as stopped:
@@ -222,6 +225,6 @@ if __name__ == '__main__':
     "'auto' on a TPU pod or under SLURM; else HOST:PORT,PROCESSES,INDEX, the "
     'address of the first process.',
   )
-  cli.define_config('main')
+  cli.define_config('main', unread=['num_seeds'])
   __doc__ += f'\nThe study:\n\n{flags.FLAGS["config"].value}'
-  app.run(main)
+  cli.run('main', main)

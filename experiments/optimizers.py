@@ -72,6 +72,8 @@ OPTIMIZERS = {
   'lion': _lion,
 }
 
+WITHOUT_DECAY = ('adam',)  # those that take no weight_decay
+
 # What is trained: (path of a parameter) -> bool.
 TRAINED = {
   'all': lambda path: True,

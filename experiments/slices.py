@@ -108,6 +108,7 @@ def check(config, names, batch_size):
     )
   config.batch_size = batch_size
   config.num_steps = config.num_steps or 10_000  # of the schedule alone
+  study.check_config(config)
 
 
 def rows(config, names, layout, num_classes, count):

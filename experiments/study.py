@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import math
 import re
 
 import jax
@@ -11,7 +12,7 @@ import numpy as np
 from flax import nnx
 from jax.experimental import multihost_utils
 
-from experiments import evaluate, optimizers, parallel, train
+from experiments import checks, evaluate, optimizers, parallel, train
 from experiments.data import augment, folders, pipeline, sources
 from experiments.models import blocks, clip, heads, vit
 from experiments.pretrained import load as pretrained
@@ -106,7 +107,8 @@ def _text_config(config):
 def check(config):
   """Refuses a study that could not end, before any time is spent on it.
 
-  Where the budget is in epochs, it becomes `config.num_steps`.
+  Where the budget is in epochs, it becomes `config.num_steps`; a ~ in a path
+  becomes the home directory.
 
   Returns:
     As `open_sets`.
@@ -114,6 +116,27 @@ def check(config):
   Raises:
     ValueError, OSError, ModuleNotFoundError: saying what to change.
   """
+  check_config(config)
+  _check_devices(config)
+  opened = open_sets(config)
+  class_names = opened['train'].class_names
+  _check_budget(config, len(opened['train']))
+  _check_workers(config, opened)
+  _check_classes(config, opened, len(class_names))
+  if config.head == 'zero_shot':
+    _check_texts(config, class_names)
+  text = _text_config(config) if config.head == 'zero_shot' else None
+  pretrained.check(model_config(config), config.model.pretrained, text)
+  return opened
+
+
+def check_config(config):
+  """The part of `check` that looks at no file and no device.
+
+  Raises:
+    ValueError: saying what to change.
+  """
+  checks.normalise(config)
   for key in (
     'num_seeds',
     'batch_size',
@@ -135,18 +158,9 @@ def check(config):
     _check_one_of('metrics', name, classification.METRICS)
   for name, method in config.methods.items():
     _check_method(config, name, method)
-  _check_devices(config)
   _check_model(config)
   _check_recipe(config)
-  opened = open_sets(config)
-  class_names = opened['train'].class_names
-  _check_budget(config, len(opened['train']))
-  _check_classes(config, opened, len(class_names))
-  if config.head == 'zero_shot':
-    _check_texts(config, class_names)
-  text = _text_config(config) if config.head == 'zero_shot' else None
-  pretrained.check(model_config(config), config.model.pretrained, text)
-  return opened
+  checks.check_effects(config)
 
 
 def _check_devices(config):
@@ -186,6 +200,17 @@ def _check_budget(config, num_examples):
     raise ValueError(
       f'config.batch_size is {config.batch_size}, of {num_examples} training '
       'examples; make it smaller.'
+    )
+
+
+def _check_workers(config, opened):
+  """Where the images are run through the lower blocks, they are read once."""
+  few = all(len(source) <= evaluate.FEW for source in opened.values())
+  if config.num_workers and config.first_block and few:
+    raise ValueError(
+      f'config.num_workers is {config.num_workers}, which has no effect: with '
+      f'config.first_block = {config.first_block} the images are read once, '
+      f'and threads read up to {evaluate.FEW} of them; set one of the two to 0.'
     )
 
 
@@ -236,20 +261,33 @@ def _check_recipe(config):
         'once; set one of the two to 0.'
       )
   shares = ('flip', 'erasing', 'mix_probability', 'mix_switch')
-  for key in (*shares, 'label_smoothing', 'eval_crop'):
+  for key in (*shares, 'label_smoothing'):
     if not 0 <= config[key] <= 1:
       raise ValueError(f'config.{key} is {config[key]}; it is from 0 to 1.')
+  if not 0 < config.eval_crop <= 1:
+    raise ValueError(
+      f'config.eval_crop is {config.eval_crop}; it is above 0, up to 1.'
+    )
+  scale = config.crop_scale
+  if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
+    raise ValueError(
+      f'config.crop_scale is {scale}; it is the smallest and the largest share '
+      'of the area, above 0 and up to 1.'
+    )
   if min(config.mixup, config.cutmix) < 0:
     raise ValueError(
       f'config.mixup is {config.mixup}, config.cutmix {config.cutmix}; '
       'neither is below 0.'
     )
-  if config.clip_norm < 0:
-    raise ValueError(
-      f'config.clip_norm is {config.clip_norm}; it is 0 or more.'
-    )
+  for key in ('clip_norm', 'num_workers', 'profile'):
+    if not config[key] >= 0:
+      raise ValueError(f'config.{key} is {config[key]}; it is 0 or more.')
   if not 0 <= config.ema < 1:
     raise ValueError(f'config.ema is {config.ema}; it is 0 or more, below 1.')
+  if not 0 < config.learning_rate < math.inf:
+    raise ValueError(
+      f'config.learning_rate is {config.learning_rate}; it is above 0.'
+    )
   for key in ('warmup_learning_rate', 'min_learning_rate'):
     if not 0 <= config[key] <= config.learning_rate:
       raise ValueError(
@@ -334,11 +372,18 @@ def _check_method(config, name, method):
   if method.optimizer:
     _check_one_of(f'{key}.optimizer', method.optimizer, optimizers.OPTIMIZERS)
     _check_one_of(f'{key}.train', method.train, optimizers.TRAINED)
-  elif method.spd is not None or method.starts_from:
-    raise ValueError(
-      f'config.{key} has spd or starts_from, which are of a training run; set '
-      f'config.{key}.optimizer.'
-    )
+  for part, low, high in (
+    ('rate', 0, math.inf),
+    ('weight_decay', 0, math.inf),
+    ('spd', 0, math.inf),
+    ('layer_decay', 0, math.inf),
+    ('alpha', 0, 1),
+  ):
+    value = method[part]
+    if value is not None and not low <= value <= high:
+      raise ValueError(
+        f'config.{key}.{part} is {value}; it is from {low} to {high}.'
+      )
   if method.starts_from and config.methods.get(method.starts_from, {}).get(
     'starts_from'
   ):

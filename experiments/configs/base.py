@@ -4,11 +4,30 @@ import pathlib
 
 from ml_collections import ConfigDict, config_dict
 
+_PROMPTS = pathlib.Path(__file__).parents[1] / 'prompts'
+
+# The keys of a source, with their types; `data.sources.open_source` says which
+# of them a kind takes. `only` is an eval set's: see `data.folders.class_mask`.
+SOURCE = {
+  'kind': str,
+  'name': str,
+  'split': str,
+  'path': str,
+  'root': str,
+  'classes': str,
+  'resize': int,
+  'corruption': {'name': str, 'severity': int},
+  'part': {'shares': tuple, 'take': int, 'seed': int},
+  'limit': int,
+  'only': str,
+}
+
 
 def base():
   """A config in which every part of the recipe is switched off.
 
-  A study fills in the empty keys. `paper` switches the parts on.
+  A study fills in the empty keys. `paper` switches the parts on. A key that is
+  changed where it has no effect is refused; `experiments/checks.py` knows them.
   """
   return ConfigDict(
     {
@@ -30,7 +49,8 @@ def base():
       'image_size': 224,  # pixels, a multiple of the patch size
       'first_block': 0,  # trained from here on; what is below is run once
       'head': 'linear_probe',  # that theta_0 starts from; HEADS has the others
-      'prompts': '',  # of a zero-shot head: a file, a line each, with {}
+      # Of a zero-shot head: a file, a line each, with {}.
+      'prompts': str(_PROMPTS / 'photo.txt'),
       'class_names': '',  # the same: a file, a line each; '' for the data's own
       # The data. A source is a dict, as data.sources.open_source takes it.
       'train': {},
@@ -126,7 +146,6 @@ def paper():
   )
   config.update(
     head='zero_shot',
-    prompts=str(pathlib.Path(__file__).parents[1] / 'prompts' / 'photo.txt'),
     num_workers=8,
     augment=True,
     label_smoothing=0.1,

@@ -18,7 +18,7 @@ class Classification:
     num_classes: C.
     first_block: 0 for inputs that are images, [B, H, W, 1 or 3] from 0 to 255;
       otherwise they are tokens that enter this block, [B, T, D].
-    class_weights: C floats; each example counts as its class does.
+    class_weights: C floats; each example counts as its class does, see `loss`.
     label_smoothing: what a target shares out among all classes.
     mixup: as `mixing.mix` takes it; so the next three.
     cutmix: see there.
@@ -49,6 +49,17 @@ class Classification:
   def loss(self, model, batch, key):
     """The training loss, a scalar: mixed, smoothed, weighted cross-entropy.
 
+    With lambda what an image keeps of itself, i its class, j that of the image
+    mixed into it, w the class weights and a the smoothing, an example counts by
+    the weights of its own classes, and what smoothing shares out counts as it
+    does:
+
+      t = lambda onehot(i) + (1 - lambda) onehot(j)
+      loss = mean over B of (t . w) CE(softmax(logits), (1 - a) t + a / C)
+
+    The mean is of B, not of the weights in the batch: so that of the parts of a
+    batch is that of the whole.
+
     Args:
       model: the classifier.
       batch: 'image' as `predict` takes its inputs, 'label' [B].
@@ -57,7 +68,6 @@ class Classification:
     mix_key, drop_key = jax.random.split(key)
     inputs = batch['image']
     targets = jax.nn.one_hot(batch['label'], self.num_classes)
-    targets = optax.smooth_labels(targets, self.label_smoothing)
     inputs, targets = mixing.mix(
       mix_key,
       inputs,
@@ -67,9 +77,12 @@ class Classification:
       probability=self.mix_probability,
       switch=self.mix_switch,
     )
+    # A sum of products: a TPU's matmul would round the weights to bfloat16.
+    class_weights = jnp.array(self.class_weights, targets.dtype)
+    weights = jnp.sum(targets * class_weights, -1)
+    targets = optax.smooth_labels(targets, self.label_smoothing)
     logits = self.predict(model, inputs, drop_key)
-    weighted = targets * jnp.array(self.class_weights, targets.dtype)
-    return jnp.mean(optax.softmax_cross_entropy(logits, weighted))
+    return jnp.mean(weights * optax.softmax_cross_entropy(logits, targets))
 
 
 def balanced_weights(labels, num_classes):
