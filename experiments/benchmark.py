@@ -2,7 +2,8 @@
 
 python -m experiments.benchmark [--case=optimizer|train|lora] [--model=vit_b16]
     [--dtype=float32|bfloat16] [--layout=replicated,fsdp] [--growth]
-    [--topology=v5e:4x4,...] [--steps=N] [--output_dir=DIR]
+    [--batch_size=N] [--image_size=N] [--topology=v5e:4x4,...] [--steps=N]
+    [--in_flight=N] [--output_dir=DIR]
 python -m experiments.benchmark --config=STUDY --topology=v5e:4x4,...
 
 Every method takes the same step, A B A B, so that a noisy machine favours none;
@@ -14,6 +15,7 @@ it is the train step of a study, and whether a slice of TPUs has room for it.
 """
 
 import collections
+import dataclasses
 import importlib.util
 import math
 import os
@@ -115,45 +117,60 @@ def train_case(name, model, trained, batch_size, image_size, anchor=None):
   return Case(name, make_step, params, batch, frozen, anchor)
 
 
-def classifier(model, lora_rank=0):
+def classifier(model, lora_rank=0, dtype='float32'):
   """A ViT of `vit.CONFIGS` and a head of ten classes, in shapes.
 
-  With a `lora_rank`, queries and values are adapted by Flax's LoRA.
+  With a `lora_rank`, queries and values are adapted by Flax's LoRA. It computes
+  in `dtype`; its parameters are float32.
   """
 
   def make():
     rngs = nnx.Rngs(0)
-    backbone = vit.ViT(vit.CONFIGS[model], rngs=rngs)
+    config = dataclasses.replace(vit.CONFIGS[model], dtype=dtype)
+    backbone = vit.ViT(config, rngs=rngs)
     width = backbone.config.width
     for block in backbone.blocks if lora_rank else ():
       for name in ('query', 'value'):
         base = getattr(block.attn, name)
-        adapted = nnx.LoRA(width, lora_rank, width, base_module=base, rngs=rngs)
+        adapted = nnx.LoRA(
+          width, lora_rank, width, base_module=base, dtype=dtype, rngs=rngs
+        )
         setattr(block.attn, name, adapted)
     return heads.Classifier(backbone, 10)
 
   return nnx.eval_shape(make)
 
 
-def make_case(name, model, dtype):
-  """A case of `--case`; the model and its dtype are of the optimizer's."""
+def make_case(name, model, dtype, batch_size=None, image_size=None):
+  """A case of `--case`.
+
+  Args:
+    name: 'optimizer', 'train' or 'lora'.
+    model: key of `vit.CONFIGS`; None for the ViT-B/16 of the optimizer, and a
+      ViT-S/14 in a train step.
+    dtype: of the optimizer's params; what a train step computes in.
+    batch_size: images of a train step; None for 32.
+    image_size: their side, in pixels; None for six patches.
+  """
   if name == 'optimizer':
+    model = model or 'vit_b16'
     params = nnx.state(classifier(model), nnx.Param)
     params = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype)), params
     )
     return optimizer_case(f'optimizer, {model}, {dtype}', params)
-  size = {'batch_size': 32, 'image_size': 84}
-  if name == 'train':
-    model = classifier('dinov2_s14')
-    return train_case('train step, ViT-S/14', model, nnx.Param, **size)
-  model = classifier('dinov2_s14', lora_rank=8)
+  model = model or 'dinov2_s14'
+  batch_size = batch_size or 32
+  image_size = image_size or 6 * vit.CONFIGS[model].patch_size
+  is_lora = name == 'lora'
   return train_case(
-    'LoRA train step, ViT-S/14',
-    model,
-    nnx.LoRAParam,
-    anchor='origin',
-    **size,
+    f'{"LoRA " * is_lora}train step, {model}, {dtype}, {batch_size} images of '
+    f'{image_size} px',
+    classifier(model, lora_rank=8 * is_lora, dtype=dtype),
+    nnx.LoRAParam if is_lora else nnx.Param,
+    batch_size,
+    image_size,
+    anchor='origin' if is_lora else None,
   )
 
 
@@ -212,13 +229,16 @@ def _all(tree, sharding):
   return jax.tree.map(lambda _: sharding, tree)
 
 
-def measure(case, programs, num_steps):
+def measure(case, programs, num_steps, in_flight=1):
   """Times the steps, one of each program in turn.
 
   Args:
     case: a `Case`.
     programs: `{method: Program}`.
     num_steps: of each, after two that are not counted.
+    in_flight: steps that are sent off before one is waited for, which count as
+      one step of their mean time. An accelerator takes them one by one, while
+      the host prepares the next.
 
   Returns:
     `{method: seconds [num_steps]}`.
@@ -250,11 +270,11 @@ def measure(case, programs, num_steps):
   for i in range(num_steps + 2):
     for method, program in programs.items():
       start = time.perf_counter()
-      carries[method] = jax.block_until_ready(
-        program.compiled(*carries[method], *constants[method])
-      )
+      for _ in range(in_flight):
+        carries[method] = program.compiled(*carries[method], *constants[method])
+      jax.block_until_ready(carries[method])
       if i > 1:
-        seconds[method].append(time.perf_counter() - start)
+        seconds[method].append((time.perf_counter() - start) / in_flight)
   return {method: np.array(times) for method, times in seconds.items()}
 
 
@@ -352,13 +372,14 @@ def collectives(text):
   return dict(collections.Counter(found))
 
 
-def bench(case, layout, num_steps=0):
+def bench(case, layout, num_steps=0, in_flight=1):
   """The rows of a case: one of each method, with its ratios to AdamW's.
 
   Args:
     case: a `Case`.
     layout: a `parallel.Layout`.
     num_steps: to time; 0 counts only, as a topology needs.
+    in_flight: as for `measure`.
 
   Returns:
     Dicts of case, method, layout, devices, seconds to compile, and
@@ -378,12 +399,13 @@ def bench(case, layout, num_steps=0):
     for method, program in programs.items()
   ]
   if num_steps:
-    seconds = measure(case, programs, num_steps)
+    seconds = measure(case, programs, num_steps, in_flight)
     for row in rows:
       times = seconds[row['method']]
       ratios = times / seconds['adamw']
       row |= {
         'steps': num_steps,
+        'in_flight': in_flight,
         'ms': float(np.median(times)) * 1e3,
         'ratio': float(np.median(ratios)),
         'ratio_quartiles': np.percentile(ratios, [25, 75]).tolist(),
@@ -411,6 +433,8 @@ def table(rows):
         f'{row["ratio"]:.2f} ({low:.2f} to {high:.2f})',
       ]
     on = row.get('topology', 'this machine')
+    if 'ms' in row and row.get('GLIBC_TUNABLES'):
+      on += ', GLIBC_TUNABLES'
     if row['devices'] > 1:
       on += f', {row["devices"]} devices, {row["layout"]}'
     lines.append(
@@ -552,22 +576,36 @@ FLAGS = flags.FLAGS
 flags.DEFINE_multi_enum(
   'case', ['optimizer'], ['optimizer', 'train', 'lora'], 'Steps to take.'
 )
-flags.DEFINE_enum('model', 'vit_b16', list(vit.CONFIGS), "The optimizer's.")
 flags.DEFINE_enum(
-  'dtype', 'float32', ['float32', 'bfloat16'], "Of the optimizer's params."
+  'model',
+  None,
+  list(vit.CONFIGS),
+  'vit_b16 for the optimizer, dinov2_s14 for a train step.',
 )
+flags.DEFINE_enum(
+  'dtype',
+  'float32',
+  ['float32', 'bfloat16'],
+  "Of the optimizer's params; what a train step computes in.",
+)
+flags.DEFINE_integer('image_size', None, 'Of a train step; six patches.')
 flags.DEFINE_list(
   'layout',
   [],
   'As parallel.layout names them; replicated, and fsdp in a study.',
 )
 flags.DEFINE_integer('steps', 20, 'To time.', lower_bound=1)
+flags.DEFINE_integer(
+  'in_flight', 1, 'Steps sent off before one is waited for.', lower_bound=1
+)
 flags.DEFINE_list(
   'topology', [], 'Of TPUs, such as v5e:4x4,v5e:8x8; only counts.'
 )
 flags.DEFINE_bool('growth', False, 'Ever larger models, instead of a case.')
 flags.DEFINE_string('output_dir', 'runs/benchmark', 'For rows and tables.')
-flags.DEFINE_integer('batch_size', 4096, "Of a study's step, on all chips.")
+flags.DEFINE_integer(
+  'batch_size', None, "Of a train step, 32; of a study's, on all chips, 4096."
+)
 flags.DEFINE_integer('classes', 345, "Of a study's head; DomainNet's.")
 flags.DEFINE_list('methods', ['adamw', 'spd_1'], 'Of the study.')
 
@@ -595,7 +633,7 @@ def _main(argv):
       for name in names
     ]
     if FLAGS.config:
-      slices.check(FLAGS.config, FLAGS.methods, FLAGS.batch_size)
+      slices.check(FLAGS.config, FLAGS.methods, FLAGS.batch_size or 4096)
   except (OSError, ValueError, ModuleNotFoundError) as error:
     sys.exit(f'benchmark: {error}')
   about, rows = report.provenance(), []
@@ -623,9 +661,12 @@ def _main(argv):
     plot_growth(rows, folder / 'growth.png')
   else:
     for name in FLAGS.case:
-      case = make_case(name, FLAGS.model, FLAGS.dtype)
+      case = make_case(
+        name, FLAGS.model, FLAGS.dtype, FLAGS.batch_size, FLAGS.image_size
+      )
       for kind, layout in layouts:
-        found = bench(case, layout, 0 if kind else FLAGS.steps)
+        steps = 0 if kind else FLAGS.steps
+        found = bench(case, layout, steps, FLAGS.in_flight)
         add(found, **({'topology': kind} if kind else {}))
   print(
     'ratio: of the time, to adamw, median over rounds and quartiles. bytes: as '

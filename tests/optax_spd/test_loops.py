@@ -128,6 +128,7 @@ TRANSFORMATIONS = {
 }
 
 
+@pytest.mark.eight_devices
 @pytest.mark.parametrize('kind', TRANSFORMATIONS)
 @pytest.mark.parametrize('loop', [train_state_loop, nnx_loop, pmap_loop])
 def test_every_loop_takes_the_same_way(kind, loop):

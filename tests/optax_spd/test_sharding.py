@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 from optax_spd import adam_spd, spd, with_spd
 
+pytestmark = pytest.mark.eight_devices
 SPECS = {
   'replicated': {'kernel': P(), 'stacked': P(), 'bias': P()},
   'fsdp': {'kernel': P('data'), 'stacked': P(None, 'data'), 'bias': P('data')},
