@@ -26,7 +26,8 @@ from absl import app, flags
 
 from experiments import report
 
-_RESULTS = pathlib.Path(__file__).parent / 'results/gpu.jsonl'
+_ROOT = pathlib.Path(__file__).parents[1]
+_RESULTS = _ROOT / 'experiments/results/gpu.jsonl'
 
 
 def commands(folder, small):
@@ -103,6 +104,7 @@ def run(parts, folder, minutes, backend):
     with log.open('w') as file:
       child = subprocess.Popen(
         [sys.executable, *arguments],
+        cwd=_ROOT,
         env={**os.environ, **environment(part, backend)},
         stdout=file,
         stderr=subprocess.STDOUT,
@@ -137,7 +139,7 @@ def _main(argv):
   if argv[1:]:
     sys.exit(f'gpu_check: {argv[1]!r} is no flag; see --help.')
   values = flags.FLAGS
-  backend, folder = _backend(), pathlib.Path(values.output_dir)
+  backend, folder = _backend(), pathlib.Path(values.output_dir).resolve()
   parts = commands(folder, values.small or backend == 'cpu')
   unknown = [part for part in values.parts or () if part not in parts]
   if unknown:
