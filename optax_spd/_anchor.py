@@ -78,16 +78,16 @@ def init(layers: _layers.Layers, params: Any, anchor: Any, dtype: Any) -> Any:
   if not layers.leaves:
     return params
   if anchor is None:
-    found = [leaf.param for leaf in layers.leaves]
+    values = [leaf.param for leaf in layers.leaves]
   else:
-    found = layers.match_prefix(
+    values = layers.match_prefix(
       'anchor', anchor, covers=lambda entry: isinstance(entry, str)
     )
   copies = [
     optax.MaskedNode()
     if leaf.shape is None or isinstance(value, str)
     else _copy(layers.caller, leaf, value, dtype)
-    for leaf, value in zip(layers.leaves, found, strict=True)
+    for leaf, value in zip(layers.leaves, values, strict=True)
   ]
   return jax.tree.unflatten(layers.treedef, copies)
 
@@ -101,11 +101,11 @@ def match(layers: _layers.Layers, anchor: Any, given: Any) -> list[Any]:
       masked out when the state was made.
   """
   if _tree.is_masked(anchor):
-    found = [anchor] * len(layers.leaves)
+    anchors = [anchor] * len(layers.leaves)
   else:
-    found = layers.match("the state's anchor", anchor, masked=True)
+    anchors = layers.match("the state's anchor", anchor, masked=True)
   origins = [n for n, _, x in _tree.named_leaves(given) if isinstance(x, str)]
-  for leaf, x in zip(layers.leaves, found, strict=True):
+  for leaf, x in zip(layers.leaves, anchors, strict=True):
     at_origin = any(leaf.name[: len(name)] == name for name in origins)
     if leaf.shape is not None and _tree.is_masked(x) and not at_origin:
       raise ValueError(
@@ -113,7 +113,7 @@ def match(layers: _layers.Layers, anchor: Any, given: Any) -> list[Any]:
         "update needs the mask that init was given, and 'origin' for the "
         'anchor where init was given it.'
       )
-  return found
+  return anchors
 
 
 def delta(leaf: _layers.Leaf, anchor: Any) -> jax.Array:

@@ -29,7 +29,7 @@ def decay_to_anchor(
   `scale_by_adam` and the learning rate it is decoupled, as AdamW's decay is.
 
   Args:
-    weight_decay: The strength mu, 0 or more: a number. It is multiplied by the
+    weight_decay: mu, 0 or more: a number. It is multiplied by the
       learning rate that follows, unlike SPD's. The SPD paper writes the penalty
       lambda |theta - theta_0|^2, which is mu = 2 lambda.
     anchor: theta_0, as for `spd`: None (the params given to `init`), a tree, or

@@ -135,7 +135,7 @@ class Layers:
     With `masked`, leaves may be masked that the params' are not.
     """
     try:
-      found = self.treedef.flatten_up_to(tree)
+      matched = self.treedef.flatten_up_to(tree)
     except ValueError as error:
       names = {leaf.name: leaf.where for leaf in self.leaves}
       given = {name: where for name, where, _ in _tree.named_leaves(tree)}
@@ -149,7 +149,7 @@ class Layers:
         f'{self.caller}: {argument} must have the structure of the params: '
         f'{detail}.'
       ) from None
-    for leaf, x in zip(self.leaves, found, strict=True):
+    for leaf, x in zip(self.leaves, matched, strict=True):
       if leaf.shape is None or (masked and _tree.is_masked(x)):
         continue
       if x is None or _tree.is_masked(x):
@@ -168,7 +168,7 @@ class Layers:
           f'{_tree.dtype_of(x)}, but its parameter is real floating point; '
           'leave it out with `mask`.'
         )
-    return found
+    return matched
 
   def match_prefix(
     self,
@@ -195,7 +195,7 @@ class Layers:
       for name, where, entry in _tree.named_leaves(prefix)
       if not _tree.is_masked(entry)
     }
-    found, used = [], set()
+    matched, used = [], set()
     for leaf in self.leaves:
       above = [leaf.name[:n] for n in range(len(leaf.name))]
       name = next(
@@ -203,9 +203,9 @@ class Layers:
       )
       used.add(name)
       if name in entries:
-        found.append(entries[name][1])
+        matched.append(entries[name][1])
       elif leaf.shape is None:
-        found.append(None)
+        matched.append(None)
       else:
         raise ValueError(
           f'{self.caller}: {argument} has nothing for the parameter '
@@ -218,7 +218,7 @@ class Layers:
           f'{self.caller}: {argument}{where} belongs to no parameter; pass a '
           "tree of the params' structure, or drop this entry."
         )
-    return found
+    return matched
 
   def _is_left_alone(self, name: _tree.Name) -> bool:
     """Whether the part of the params that `name` leads to is masked out."""
@@ -280,8 +280,8 @@ class Layers:
       ]
     else:
       pieces = _xla.slices(flat)
-    found = iter(pieces)
-    return [None if leaf.shape is None else next(found) for leaf in self.leaves]
+    cut = iter(pieces)
+    return [None if leaf.shape is None else next(cut) for leaf in self.leaves]
 
 
 def layer_names(

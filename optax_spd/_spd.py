@@ -33,7 +33,7 @@ def spd(
   layer_axes: LayerAxes = None,
   anchor_dtype: jax.typing.DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-  r"""Selective Projection Decay as the last link of a chain.
+  r"""Selective Projection Decay, the last transformation of a chain.
 
   With :math:`u_t` the finished step of the optimizer before it,
   :math:`\tilde\theta_t = \theta_{t-1} + u_t`, and for each layer on its own,
@@ -48,11 +48,11 @@ def spd(
                   \text{ if } c_t < 0, \text{ else } \tilde\theta_t
     \end{align*}
 
-  The decay needs the finished step, so this link applies the learning rate
+  The decay needs the finished step, so `spd` applies the learning rate itself
   and comes last: ``optax.chain(optax.scale_by_adam(), spd(learning_rate=r))``
-  is a whole optimizer. A link sees the direction, not the gradient; it
-  recovers the sign of :math:`c_t` from two successive directions, at one float
-  a layer.
+  is a whole optimizer. In a chain it sees the updates of the transformation
+  before it, not the gradient; from two successive updates it recovers the sign
+  of :math:`c_t`, at one float a layer.
 
   Do not use it without ``grad=`` after anything but a bias-corrected first
   moment of decay ``b1`` without Nesterov (``scale_by_adam``, its amsgrad,
@@ -67,7 +67,7 @@ def spd(
       is matched to the params by path; each must have its parameter's shape.
       ``'origin'`` is zero, for LoRA and adapters, and takes no memory; it may
       stand for all or for a subtree of the tree. The state keeps a copy.
-    weight_decay: The strength lambda, 0 or more, not multiplied by the learning
+    weight_decay: The paper's lambda, 0 or more, not multiplied by the learning
       rate. At 1, the paper's default, a decayed layer lands on its previous
       distance from the anchor; above 1 it contracts. Where lambda r_t exceeds
       1 the layer is reflected through the anchor, as in the paper. A number, a
@@ -77,8 +77,8 @@ def spd(
     learning_rate: A number or a schedule, read at the count before it is
       incremented. Left out it is the paper's 2e-5, with a warning. None says
       that a finished step arrives; then ``update`` needs ``grad=``.
-    b1: The decay of the first moment in the link before, in [0, 1); 0.9 is the
-      default of Adam. Not used where ``grad=`` is passed.
+    b1: The decay of the first moment in the transformation before, in [0, 1);
+      0.9 is the default of Adam. Not used where ``grad=`` is passed.
     mask: A tree of bools, a prefix of one, or a function from params to one.
       False gives a parameter the plain step and no anchor: a new head, norms,
       biases. A state belongs to the mask that it was initialised with; one that
