@@ -114,7 +114,7 @@ def _read_study(study):
     raise
   except Exception as error:
     places = traceback.extract_tb(error.__traceback__)
-    lines = [place.lineno for place in places if place.filename == str(file)]
+    lines = [place.lineno for place in places if place.filename == spec.origin]
     if isinstance(error, SyntaxError):
       lines = [error.lineno]
     where = f'{file}, line {lines[-1]}' if lines else f'--config={study}'
