@@ -8,7 +8,7 @@ import pytest
 
 # A fork for each command line, of a process that has imported everything.
 _FORKS = """
-import json, os, runpy, sys, tempfile
+import json, os, runpy, sys, tempfile, traceback
 from experiments import benchmark, compare, main, report
 def run(program, arguments):
   with tempfile.TemporaryFile('w+') as printed:
@@ -19,8 +19,14 @@ def run(program, arguments):
       for flag in ('case', 'model', 'dtype', 'layout', 'steps', 'topology',
                    'growth', 'output_dir', 'batch_size', 'classes', 'methods'):
         delattr(benchmark.FLAGS, flag)  # of the import
-      runpy.run_module(f'experiments.{program}', run_name='__main__',
-                       alter_sys=True)
+      try:
+        runpy.run_module(f'experiments.{program}', run_name='__main__',
+                         alter_sys=True)
+      except SystemExit as end:  # Python itself takes longer to end
+        print(end.code, flush=True)
+        os._exit(1)
+      except BaseException:
+        traceback.print_exc()
       os._exit(0)
     _, status = os.waitpid(child, 0)
     printed.seek(0)
