@@ -128,7 +128,7 @@ def decide(
   """
   delta_sq, d_delta, d_sq, *exact = sums
   delta_u, u_sq = rate * d_delta, rate * rate * d_sq
-  alignment = exact[0] if exact or not estimate else estimate(d_delta, q)
+  alignment = estimate(d_delta, q) if estimate and not exact else exact[0]
   finite = jnp.isfinite(delta_sq + delta_u + u_sq + alignment)
   projection = project(
     jnp.where(finite, alignment, 0), delta_sq, delta_u, u_sq, weight_decay
@@ -145,9 +145,11 @@ def record(
 ) -> SPDState:
   """The [layers] vectors after a step, of the sums of all layers.
 
-  The decision is computed a second time here, for all layers at once. Joining
-  what was decided leaf by leaf instead would have the scalar operations of
-  every leaf compiled into every vector.
+  The decision is computed a second time here, for all layers at once. To join
+  what was decided leaf by leaf would have the scalar operations of every leaf
+  compiled into every vector. To decide here alone would have every tensor wait
+  for the sums of all others, and read anew: on a TPU (v5e:2x2, ViT-B/16) 1.8
+  and 1.7 times AdamW's main memory traffic instead of 1.3 and 1.2.
   """
   projection, alignment, finite = decide(
     sums, rate, weight_decay, estimate, state.alignment
@@ -250,17 +252,17 @@ class Method:
       anchor: Any,
       weight_decay: jax.Array,
       d: jax.Array,
-      known: jax.Array,
+      g_or_q: jax.Array,
     ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
       delta = _anchor.delta(leaf, anchor)
       wide = d.astype(delta.dtype)
       pairs = [(delta, delta), (wide, delta), (wide, wide)]
       if grads is not None:
-        pairs.append((known.astype(delta.dtype), delta))
+        pairs.append((g_or_q.astype(delta.dtype), delta))
       sums = leaf.inner(*pairs)
       rounded = _rate_of(rate, d.dtype)
       wide_rate = jnp.broadcast_to(rounded.astype(delta.dtype), leaf.shape)
-      s = decide(sums, wide_rate, weight_decay, estimate, known)[0].decay
+      s = decide(sums, wide_rate, weight_decay, estimate, g_or_q)[0].decay
       u = rounded * d
       # theta_t - theta_{t-1} = u_t - s_t (theta~_t - theta_0); where nothing
       # decays u_t itself, to the bit
@@ -275,7 +277,7 @@ class Method:
       _anchor.match(layers, state.anchor, self.anchor),
       self._weight_decays(layers, state.count),
       updates,
-      grads or layers.unflatten(state.alignment),
+      layers.unflatten(state.alignment) if grads is None else grads,
     )
     new_updates = [
       d if leaf.shape is None else new
