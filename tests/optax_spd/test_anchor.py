@@ -120,6 +120,7 @@ def test_mask_takes_the_plain_step_at_no_anchor_cost():
   assert (state[1].decayed_count > 0).all()
 
 
+@pytest.mark.filterwarnings('ignore:with_spd. mask leaves out every parameter')
 def test_masks_may_be_functions_and_prefixes():
   params = {'a': {'w': jnp.ones(3), 'b': jnp.ones(3)}, 'c': jnp.ones((2, 2))}
   for mask, kept in (
