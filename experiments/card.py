@@ -3,7 +3,7 @@
 python -m experiments.card [--model=vit_b16] [--dtype=float32|bfloat16]
     [--steps=N] [--in_flight=10] [--output_dir=DIR]
 
-Beside the optimizer's rows of `experiments.benchmark`, whose flags it takes: a
+Beside the optimizer's rows of `experiments.benchmark`, whose flags these are: a
 copy, which nothing that reads and writes memory outdoes; PyTorch's fused AdamW
 on tensors of the same shapes, where PyTorch is installed; and the time that the
 kernels take, without what the host adds. `experiments.gpu_check` runs it.
@@ -18,9 +18,8 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app
 
-from experiments import benchmark, parallel, report
+from experiments import benchmark, cli, parallel, report
 
 
 def measure(case, num_steps, in_flight, copy_bytes):
@@ -166,7 +165,11 @@ def _main(argv):
   if argv[1:]:
     sys.exit(f'card: {argv[1]!r} is no flag; see --help.')
   values = benchmark.FLAGS
-  folder = pathlib.Path(values.output_dir)
+  read = ('model', 'dtype', 'steps', 'in_flight', 'output_dir')
+  for flag in values.get_flags_for_module('experiments.benchmark'):
+    if flag.present and flag.name not in read:
+      sys.exit(f'card: --{flag.name} has no effect; it is for the benchmark.')
+  folder = pathlib.Path(values.output_dir).expanduser()
   try:
     folder.mkdir(parents=True, exist_ok=True)
   except OSError as error:
@@ -182,4 +185,4 @@ def _main(argv):
 
 
 if __name__ == '__main__':
-  app.run(_main)
+  cli.run('card', _main)

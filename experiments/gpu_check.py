@@ -22,9 +22,9 @@ import subprocess
 import sys
 import time
 
-from absl import app, flags
+from absl import flags
 
-from experiments import report
+from experiments import cli, report
 
 _ROOT = pathlib.Path(__file__).parents[1]
 _RESULTS = _ROOT / 'experiments/results/gpu.jsonl'
@@ -139,19 +139,20 @@ def _main(argv):
   if argv[1:]:
     sys.exit(f'gpu_check: {argv[1]!r} is no flag; see --help.')
   values = flags.FLAGS
-  backend, folder = _backend(), pathlib.Path(values.output_dir).resolve()
-  parts = commands(folder, values.small or backend == 'cpu')
-  unknown = [part for part in values.parts or () if part not in parts]
+  folder = pathlib.Path(values.output_dir).expanduser().resolve()
+  known = list(commands(folder, small=True))
+  unknown = [part for part in values.parts or () if part not in known]
   if unknown:
     sys.exit(
       f'gpu_check: --parts has no {", ".join(unknown)}; it knows '
-      f'{", ".join(parts)}.'
+      f'{", ".join(known)}.'
     )
-  if values.parts is not None:
-    parts = {part: parts[part] for part in values.parts}
-  results = values.results or (
-    _RESULTS if backend == 'gpu' else folder / 'rows.jsonl'
-  )
+  backend = _backend()
+  parts = commands(folder, values.small or backend == 'cpu')
+  parts = {part: parts[part] for part in values.parts or known}
+  results = _RESULTS if backend == 'gpu' else folder / 'rows.jsonl'
+  if values.results:
+    results = pathlib.Path(values.results).expanduser()
   rows, failed, about = [], [], {}
   for part, succeeded, line, found in run(
     parts, folder, values.minutes, backend
@@ -176,4 +177,4 @@ if __name__ == '__main__':
   flags.DEFINE_bool('small', False, 'As where there is no GPU.')
   flags.DEFINE_string('output_dir', 'runs/gpu', 'For what the parts write.')
   flags.DEFINE_string('results', None, 'The file to append rows to.')
-  app.run(_main)
+  cli.run('gpu_check', _main)

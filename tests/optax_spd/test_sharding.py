@@ -34,7 +34,7 @@ SPECS = {
 AXES = {'kernel': 0, 'stacked': 1, 'bias': 0}
 TRANSFORMATIONS = {
   'wrapper': lambda **kw: adam_spd(1e-2, layer_axes=AXES, **kw),
-  'link': lambda **kw: optax.chain(
+  'chained': lambda **kw: optax.chain(
     optax.scale_by_adam(), spd(learning_rate=1e-2, layer_axes=AXES, **kw)
   ),
 }
