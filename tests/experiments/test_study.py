@@ -142,7 +142,7 @@ def test_a_wrong_checkpoint_is_refused_before_anything_is_read(
   data = (folder / file).read_bytes()
   assert old in data
   (folder / file).write_bytes(data.replace(old, new))
-  config.update(head=head)
+  config.update(**ZEROS if head == 'zeros' else {'head': head})
   config.model.pretrained = str(folder)
   monkeypatch.setattr(images, 'decode', None)
   monkeypatch.setattr(safetensors, '_read', None)
