@@ -33,7 +33,7 @@ def check(config):
 
 
 class Log:
-  """A `watch` of `train.FineTuning.run`.
+  """A `callback` of `train.FineTuning.run`.
 
   `metrics.jsonl` gets a line every `config.log_every` steps: step; loss and the
   shares of layers selected and decayed, means since the line before; learning

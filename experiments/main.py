@@ -132,7 +132,7 @@ def best_of(config, fine_tuning, name, seed):
   like = checkpoint.abstract(like)
   step = best_step_of(config, name, seed)
   checkpoints = _checkpoints(config, name, seed, read_only=True)
-  return checkpoints.restore(like, step)[0].shown
+  return checkpoints.restore(like, step)[0].eval_params
 
 
 def _checkpoints(config, name, seed, read_only=False):
@@ -152,17 +152,17 @@ def _checkpoints(config, name, seed, read_only=False):
 
 def _train(config, fine_tuning, name, seed, origin, checkpoints):
   method = config.methods[name]
-  transform, strength = optimizers.from_config(config, method)
+  transform, hyperparams = optimizers.from_config(config, method)
   with cli.progress(config.num_steps, report.label(method), 'step') as bar:
-    watch = log.Log(
+    callback = log.Log(
       run_folder(config, name, seed),
       config,
-      lambda step: transform.rate(step, strength),
+      lambda step: transform.rate(step, hyperparams),
       transform.layer_names(fine_tuning.pretrained),
       bar,
     )
     return fine_tuning.run(
-      transform, strength, seed, origin, watch, checkpoints
+      transform, hyperparams, seed, origin, callback, checkpoints
     )
 
 

@@ -127,9 +127,9 @@ class Method:
       return []
     return layer_names(params, mask=mask, layer_axes=blocks.layer_axes)
 
-  def rate(self, step, strength):
-    """The learning rate of a step, counted from 1; `strength` is of `make`."""
-    return float(self._schedule(strength['learning_rate'])(step - 1))
+  def rate(self, step, hyperparams):
+    """The learning rate of a step, counted from 1, by the args of `make`."""
+    return float(self._schedule(hyperparams['learning_rate'])(step - 1))
 
   def _schedule(self, learning_rate):
     return warmup_cosine(
@@ -141,7 +141,7 @@ class Method:
 
     Args:
       learning_rate: the peak of a `warmup_cosine`; it may be traced.
-      weight_decay: the optimizer's own strength; it may be traced.
+      weight_decay: the optimizer's own; it may be traced.
       spd: lambda, where `self.spd`; it may be traced.
     """
     schedule = self._schedule(learning_rate)

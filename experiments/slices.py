@@ -52,9 +52,9 @@ def lower(config, name, layout, num_classes):
   graphdef, params, frozen = nnx.split(
     nnx.eval_shape(make), blocks.from_block(config.first_block), ...
   )
-  method, strength = optimizers.from_config(config, config.methods[name])
+  method, hyperparams = optimizers.from_config(config, config.methods[name])
   opt_state = jax.eval_shape(
-    lambda params: method.make(**strength).init(params), params
+    lambda params: method.make(**hyperparams).init(params), params
   )
   average = params if config.ema else None
   finite = jax.ShapeDtypeStruct((), bool)
@@ -77,19 +77,23 @@ def lower(config, name, layout, num_classes):
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout.split),
     batch,
   )
-  return train.jit_step.lower(
+  program = train.Program(
     graphdef,
     study.make_task(config, num_classes),
     method,
-    (config.ema, config.accumulate),
     layout,
+    config.ema,
+    config.accumulate,
+  )
+  return train.jit_step.lower(
+    program,
     place(frozen),
     place(params),
     place(state),
     batch,
     0,
     1,
-    strength,
+    hyperparams,
   )
 
 

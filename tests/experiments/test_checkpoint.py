@@ -53,7 +53,7 @@ def test_it_goes_on_with_fewer_devices(copied, number):
     METHOD,
     STRENGTH,
     0,
-    watch=lambda history, layers: seen.append(len(history)),
+    callback=lambda history, layers: seen.append(len(history)),
     checkpoints=checkpoint.Checkpoints(copied, RUN),
   )
   assert seen == list(range(7, 13))
@@ -170,7 +170,7 @@ def test_the_anchor_is_where_the_params_start():
   assert train.is_anchored(tx.init(moved), params)
 
   class Elsewhere(type(METHOD)):
-    def make(self, **strength):
+    def make(self, **hyperparams):
       return adam_spd(1e-3, moved)
 
   with pytest.raises(RuntimeError, match='anchor is not where the params sta'):

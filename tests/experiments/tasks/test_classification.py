@@ -1,7 +1,6 @@
 """The loss and the metrics, against their definitions."""
 
 import dataclasses
-import functools
 import itertools
 
 import jax
@@ -136,12 +135,11 @@ def step(task, batch, accumulate=1, seed=0):
     params, optax.sgd(1.0).init(params), None, jnp.array(True)
   )
   frozen = nnx.State({})
-  state, found = train.jit_step(
-    graphdef,
-    task,
-    Descent(),
-    (0.0, accumulate),
-    layout,
+  program = train.Program(
+    graphdef, task, Descent(), layout, accumulate=accumulate
+  )
+  state, metrics = train.jit_step(
+    program,
     frozen,
     jax.tree.map(jnp.copy, params),
     state,
@@ -150,7 +148,7 @@ def step(task, batch, accumulate=1, seed=0):
     1,
     {},
   )
-  return found['loss'], kernel - state.params['kernel'][...], kernel
+  return metrics['loss'], kernel - state.params['kernel'][...], kernel
 
 
 def draw_mixing(task, key, size):
@@ -240,7 +238,7 @@ def mean_of_parts(task, batch, accumulate):
   found = []
   for part in range(accumulate):
     rows = jax.tree.map(lambda x, part=part: x[part::accumulate], batch)
-    loss_fn = functools.partial(train._loss, graphdef, task)
+    loss_fn = train.Program(graphdef, task, None, None).loss
     number = part if accumulate > 1 else None
     args = params, nnx.State({}), rows, 0, 1, number
     loss, gradient = jax.value_and_grad(loss_fn)(*args)
