@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from absl import app, flags
+from absl import flags
 from flax import nnx
 
 from experiments import cli, parallel, report, slices
@@ -567,9 +567,38 @@ flags.DEFINE_list(
 )
 flags.DEFINE_bool('growth', False, 'Ever larger models, instead of a case.')
 flags.DEFINE_string('output_dir', 'runs/benchmark', 'For rows and tables.')
-flags.DEFINE_integer('batch_size', 4096, "Of a study's step, on all chips.")
-flags.DEFINE_integer('classes', 345, "Of a study's head; DomainNet's.")
+flags.DEFINE_integer(
+  'batch_size', 4096, "Of a study's step, on all chips.", lower_bound=1
+)
+flags.DEFINE_integer(
+  'classes', 345, "Of a study's head; DomainNet's.", lower_bound=1
+)
 flags.DEFINE_list('methods', ['adamw', 'spd_1'], 'Of the study.')
+
+
+def _check_flags():
+  """Refuses a flag that has no effect beside the others."""
+  unused = {}
+  if FLAGS.config:
+    names = ('case', 'model', 'dtype', 'growth', 'steps')
+    unused |= dict.fromkeys(names, '--config')
+  else:
+    names = ('batch_size', 'classes', 'methods')
+    unused |= dict.fromkeys(names, 'no --config')
+    if FLAGS.growth:
+      names = ('case', 'model', 'dtype', 'layout')
+      unused |= dict.fromkeys(names, '--growth')
+    else:
+      if FLAGS.topology:
+        unused['steps'] = '--topology'
+      if 'optimizer' not in FLAGS.case:
+        case = f'--case={",".join(FLAGS.case)}'
+        unused |= dict.fromkeys(('model', 'dtype'), case)
+  for name, beside in unused.items():
+    if FLAGS[name].present:
+      raise ValueError(
+        f'--{name} has no effect with {beside}; see --help, and leave it out.'
+      )
 
 
 def _main(argv):
@@ -582,11 +611,12 @@ def _main(argv):
     jax.config.update('jax_num_cpu_devices', 8)  # that share the cores
   if FLAGS.topology:
     jax.config.update('jax_platforms', 'cpu')  # not a TPU that is not there
-  folder = pathlib.Path(FLAGS.output_dir)
+  folder = pathlib.Path(FLAGS.output_dir).expanduser()
   names = FLAGS.layout or ['replicated', *(['fsdp'] if FLAGS.config else [])]
   try:
     if FLAGS.config and not FLAGS.topology:
       raise ValueError('--config is for --topology; name the slices of TPUs.')
+    _check_flags()
     folder.mkdir(parents=True, exist_ok=True)
     topologies = {name: topology(name) for name in FLAGS.topology}
     layouts = [
@@ -636,5 +666,5 @@ def _main(argv):
 
 
 if __name__ == '__main__':
-  cli.define_config('benchmark', default=None)
-  app.run(_main)
+  cli.define_config('benchmark', default=None, unread=slices.UNREAD)
+  cli.run('benchmark', _main)

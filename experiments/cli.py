@@ -117,11 +117,12 @@ def _read_study(study):
     raise
   except Exception as error:
     places = traceback.extract_tb(error.__traceback__)
-    lines = [place.lineno for place in places if place.filename == str(file)]
-    if isinstance(error, SyntaxError):
-      lines = [error.lineno]
+    lines = [place.lineno for place in places if place.filename == spec.origin]
     where = f'{file}, line {lines[-1]}' if lines else f'--config={study}'
-    raise ValueError(f'{where}: {type(error).__name__}: {error}') from error
+    what = str(error)
+    if isinstance(error, SyntaxError):  # perhaps of a file that it imports
+      where, what = f'{error.filename}, line {error.lineno}', error.msg
+    raise ValueError(f'{where}: {type(error).__name__}: {what}') from error
   if not isinstance(config, ConfigDict):
     raise ValueError(
       f'{file}: get_config returned {type(config).__name__}; it returns the '

@@ -83,7 +83,7 @@ def write(path, text):
   """Writes a text file whole or not at all."""
   path = pathlib.Path(path)
   temporary = path.with_name(path.name + '.tmp')
-  temporary.write_text(text)
+  temporary.write_text(text, encoding='utf-8')
   os.replace(temporary, path)
 
 
@@ -102,9 +102,20 @@ def write_jsonl(path, rows):
 
 
 def read_jsonl(path):
-  """The rows of a file that `write_jsonl` wrote."""
-  text = pathlib.Path(path).read_text()
-  return [json.loads(line) for line in text.splitlines()]
+  """The rows of a file that `write_jsonl` wrote.
+
+  Raises:
+    OSError: there is no such file.
+    ValueError: a line is no row.
+  """
+  rows = []
+  text = pathlib.Path(path).read_text(encoding='utf-8')
+  for number, line in enumerate(text.splitlines(), start=1):
+    try:
+      rows.append(json.loads(line))
+    except ValueError as error:
+      raise ValueError(f'{path}, line {number} is no JSON: {error}.') from error
+  return rows
 
 
 def label(method):
@@ -270,10 +281,66 @@ def plot_steps(rows, path, title, window=10):
   figure.savefig(path, dpi=100)
 
 
-if __name__ == '__main__':
+# What a table needs of a row.
+_OF_ROWS = {
+  'title',
+  'means',
+  'method',
+  'label',
+  'metrics',
+  'deviation',
+  'selected',
+  'decayed',
+  'step',
+  'seconds',
+}
+
+
+def read_studies(paths):
+  """The rows of files, `{title: rows}`.
+
+  Raises:
+    OSError, ValueError: as `read_jsonl`; and of rows that are no study's, or
+      that make no table together.
+  """
   studies = {}
-  for path in sys.argv[1:]:
-    for row in read_jsonl(path):
-      studies.setdefault(row['title'], []).append(row)
+  for path in paths:
+    for number, row in enumerate(read_jsonl(path), start=1):
+      missing = _OF_ROWS - set(row) if isinstance(row, dict) else _OF_ROWS
+      if missing:
+        raise ValueError(
+          f'{path}, line {number} has no {sorted(missing)[0]}; give rows.jsonl '
+          'of compare or main.'
+        )
+      rows = studies.setdefault(row['title'], [])
+      rows.append(row)
+      if _shown(row) != _shown(rows[0]):
+        raise ValueError(
+          f'{path}, line {number} has other sets, metrics or means than the '
+          f'first row of {row["title"]!r}; give the files one by one.'
+        )
+  return studies
+
+
+def _shown(row):
+  sets = {name: list(metrics) for name, metrics in row['metrics'].items()}
+  return sets, row['means']
+
+
+def main(paths):
+  """Prints the tables of files of rows."""
+  if paths == ['--help']:
+    print(__doc__)
+    return
+  if not paths or paths[0].startswith('-'):
+    sys.exit('report: python -m experiments.report ROWS.jsonl ...; see --help.')
+  try:
+    studies = read_studies(paths)
+  except (OSError, ValueError) as error:
+    sys.exit(f'report: {error}')
   for title, rows in studies.items():
     print(f'{title}\n\n{table(rows, rows[0]["means"])}\n')
+
+
+if __name__ == '__main__':
+  main(sys.argv[1:])

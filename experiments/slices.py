@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from experiments import optimizers, report, study, train
+from experiments.configs import base
 from experiments.models import blocks, heads, vit
 
 # GiB of main memory that a chip has (cloud.google.com/tpu/docs).
@@ -25,6 +26,31 @@ _OPTIONS = {
   # operations and collectives, and memory within a hundredth.
   'optimization_level': 9,
 }
+
+# The keys of a study that the step is made of. Rematerialisation and parts are
+# tried, batch size and layout are flags, and no image is read.
+_READ = (
+  'image_size',
+  'first_block',
+  'head',
+  'mixup',
+  'cutmix',
+  'mix_probability',
+  'mix_switch',
+  'label_smoothing',
+  'ema',
+  'num_steps',
+  'learning_rate',
+  'warmup',
+  'warmup_learning_rate',
+  'min_learning_rate',
+  'clip_norm',
+  'methods',
+)
+UNREAD = (
+  *(key for key in base.base() if key not in (*_READ, 'model')),
+  'model.remat',
+)
 
 # What is tried until the step fits: (rematerialisation, parts of the batch).
 _WAYS = [(False, 1), (True, 1), (True, 2), (True, 4), (True, 8), (True, 16)]

@@ -109,3 +109,11 @@ def test_tensorboard_that_is_not_installed(config, monkeypatch):
   config.tensorboard = True
   with pytest.raises(ModuleNotFoundError, match=r'extra `\.\[tensorboard\]`'):
     log.check(config)
+
+
+def test_a_step_that_is_not_there_to_profile(config):
+  config.profile = 10
+  log.check(config)
+  config.profile = 11
+  with pytest.raises(ValueError, match=r'profile is 11, .* has 10 steps'):
+    log.check(config)

@@ -113,3 +113,21 @@ def test_rows_are_lines_without_histories(tmp_path):
   ]
   assert not any('history' in row for row in found)
   assert report.table(found, {}) == report.table(rows(), {})
+
+
+def test_files_that_make_no_table(tmp_path, capsys):
+  file = tmp_path / 'rows.jsonl'
+  about = {'title': 'a study', 'means': {}}
+  good = [{**about, **one} for one in rows()]
+  report.write_jsonl(file, good)
+  report.main([str(file), str(file)])
+  assert capsys.readouterr().out.startswith('a study\n\n| method')
+  other = {**good[0], 'metrics': {'val': {}, 'ID': {'accuracy': 1.0}}}
+  for bad, message in (
+    ([1], 'line 1 has no decayed; give rows.jsonl of compare or main'),
+    ([good[0], {'title': 'a study'}], 'line 2 has no decayed'),
+    ([good[0], other], "line 2 has other sets, .* first row of 'a study'"),
+  ):
+    file.write_text('\n'.join(map(json.dumps, bad)))
+    with pytest.raises(SystemExit, match=message):
+      report.main([str(file)])

@@ -15,6 +15,8 @@ from experiments.pretrained import safetensors
 from tests.experiments.data import files
 
 CLASSES = ('big_dog', 'cat', 'owl')
+# A head without the texts of `config`.
+ZEROS = {'head': 'zeros', 'prompts': base.base().prompts}
 
 
 @pytest.fixture
@@ -63,7 +65,7 @@ def test_the_recipe_reaches_the_model_and_the_task(config):
     mix_probability=0.6,
     mix_switch=0.7,
     label_smoothing=0.2,
-    head='zeros',
+    **ZEROS,
   )
   config.model.update(dtype='bfloat16', drop_path=0.25, remat=True, scan=True)
   model, tuning, _ = load(config)
@@ -195,7 +197,7 @@ def test_wordnet_ids_are_no_names(config, tmp_path):
 
 
 def test_the_blocks_below_are_run_once(config):
-  config.update(first_block=1, head='zeros')
+  config.update(first_block=1, **ZEROS)
   model, tuning, sets = load(config)
   images = next(
     study.evaluate.EvalSet(
@@ -217,8 +219,9 @@ def test_the_blocks_below_are_run_once(config):
 def test_images_in_training_are_those_of_evaluation_or_augmented(
   config, repeats
 ):
-  config.update(head='zeros', repeats=repeats)
+  config.update(**ZEROS)
   _, tuning, _ = load(config)
+  config.repeats = repeats  # refused without augmentation
   opened = study.open_sets(config)
   plain = study.evaluate.EvalSet(opened['train'], augment.evaluation(20))
   known = {
@@ -237,7 +240,7 @@ def test_images_in_training_are_those_of_evaluation_or_augmented(
 
 
 def test_each_piece_of_augmentation_can_be_switched_off(config):
-  config.update(head='zeros', augment=True, crop_scale=(0.5, 1.0))
+  config.update(**ZEROS, augment=True, crop_scale=(0.5, 1.0))
   _, tuning, _ = load(config)
   seen = [next(tuning.train(0))['image']]
   for changes in ({'flip': 0.0}, {'randaugment': False}, {'erasing': 0.0}):
@@ -248,7 +251,7 @@ def test_each_piece_of_augmentation_can_be_switched_off(config):
 
 
 def test_evaluation_sees_the_centre(config):
-  config.update(head='zeros', eval_crop=0.5)
+  config.update(**ZEROS, eval_crop=0.5)
   _, tuning, sets = load(config)
   opened = study.open_sets(config)
   for name, eval_set in {'val': tuning.val, **sets}.items():
@@ -262,7 +265,7 @@ def test_evaluation_sees_the_centre(config):
 def test_classes_that_count_the_same(config, tmp_path):
   for file in sorted((tmp_path / 'near' / 'owl').iterdir())[5:]:
     file.unlink()
-  config.update(balanced_loss=True, head='zeros')
+  config.update(balanced_loss=True, **ZEROS)
   _, tuning, _ = load(config)
   # 8, 8 and 4 in training.
   np.testing.assert_allclose(

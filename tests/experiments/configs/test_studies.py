@@ -202,11 +202,11 @@ def test_class_names_are_asked_for(tmp_path, class_names, message):
   names = folders.read_classes('imagenet')
   for name in ('imagenet/train', 'imagenet/val', 'imagenet-a', 'imagenet-r'):
     files.write_images(
-      tmp_path / name / names[6], ['0.jpeg', '1.jpeg'], (0, 0, 0)
+      tmp_path / name / names[6], [f'{i}.jpeg' for i in range(4)], (0, 0, 0)
     )
   for folder in ('imagenet-v2/6', f'imagenet-sketch/{names[6]}'):
     files.write_images(tmp_path / folder, ['0.jpeg'], (0, 0, 0))
-  config.batch_size = 1
+  config.batch_size = 2  # two images to mix
   config.train.part.shares = config.val.part.shares = (0.5, 0.5)
   with pytest.raises((ValueError, FileNotFoundError), match=message):
     compare.configure(config)
