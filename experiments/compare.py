@@ -13,7 +13,7 @@ import sys
 
 from absl import flags, logging
 
-from experiments import checks, cli, optimizers, report, study, train
+from experiments import averages, checks, cli, optimizers, report, study, train
 
 
 def configure(config, *, seeds=None, methods=None, full=False):
@@ -51,13 +51,12 @@ def configure(config, *, seeds=None, methods=None, full=False):
   return opened
 
 
-def run(config, fine_tuning, sets, save=lambda rows: None):
+def run(config, fine_tuning, save=lambda rows: None):
   """Runs every method of the config with every seed.
 
   Args:
     config: the study.
     fine_tuning: as `study.load` returns it.
-    sets: as `study.load` returns them.
     save: called with all rows so far, whenever there is a new one.
 
   Returns:
@@ -96,7 +95,7 @@ def run(config, fine_tuning, sets, save=lambda rows: None):
         elif method.average_of:
           averaged = runs[method.average_of]
           result = result._replace(
-            params=train.wise_ft(
+            params=averages.wise_ft(
               fine_tuning.pretrained, averaged.params, method.alpha
             ),
             step=averaged.step,
@@ -107,7 +106,7 @@ def run(config, fine_tuning, sets, save=lambda rows: None):
             'method': name,
             'label': label,
             'seed': seed,
-            **fine_tuning.describe(result, sets),
+            **fine_tuning.describe(result),
           }
         )
         save(rows)
@@ -154,7 +153,7 @@ def compare(config, opened, model):
     everything = {**about, 'config': config.to_dict(), 'rows': rows}
     report.write_json(folder / 'results.json', everything)
 
-  rows = run(config, *study.load(config, opened, model, cli.progress), save)
+  rows = run(config, study.load(config, opened, model, cli.progress), save)
   table = report.table(rows, config.means)
   report.write(folder / 'table.md', table + '\n')
   report.plot_plane(rows, config.means, folder / 'plane.png', title)

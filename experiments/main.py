@@ -19,6 +19,7 @@ import jax
 from absl import flags, logging
 
 from experiments import (
+  averages,
   checkpoint,
   checks,
   cli,
@@ -66,7 +67,7 @@ def run(config, name, seed):
   if method.starts_from:
     best_step_of(config, method.starts_from, seed)
   model = study.load_model(config, opened['train'].class_names)
-  fine_tuning, sets = study.load(config, opened, model, cli.progress)
+  fine_tuning = study.load(config, opened, model, cli.progress)
   result = train.Run(fine_tuning.pretrained, None, {}, None, None)
   if method.optimizer:
     origin = None
@@ -76,7 +77,7 @@ def run(config, name, seed):
   found = {name: result}
   for other, average in config.methods.items():
     if average.average_of == name:
-      params = train.wise_ft(
+      params = averages.wise_ft(
         fine_tuning.pretrained, result.params, average.alpha
       )
       found[other] = train.Run(params, result.step, {}, None, None)
@@ -91,7 +92,7 @@ def run(config, name, seed):
       'method': key,
       'label': report.label(config.methods[key]),
       'seed': seed,
-      **fine_tuning.describe(one, sets),
+      **fine_tuning.describe(one),
     }
     for key, one in found.items()
   ]

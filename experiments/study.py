@@ -7,12 +7,11 @@ import math
 import re
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.experimental import multihost_utils
 
-from experiments import checks, evaluate, optimizers, parallel, train
+from experiments import cache, checks, evaluate, optimizers, parallel, train
 from experiments.data import augment, folders, pipeline, sources
 from experiments.models import blocks, clip, heads, vit
 from experiments.pretrained import load as pretrained
@@ -20,19 +19,6 @@ from experiments.tasks import classification
 
 HEADS = ('linear_probe', 'zero_shot', 'zeros')
 _WORDNET_ID = re.compile(r'n\d{8}')
-
-
-class Arrays:
-  """A source of what lies in memory: inputs [N, ...] and labels [N]."""
-
-  def __init__(self, inputs, labels):
-    self.inputs, self.labels = inputs, labels
-
-  def __len__(self):
-    return len(self.labels)
-
-  def __getitem__(self, index):
-    return {'image': self.inputs[index], 'label': self.labels[index]}
 
 
 def open_sets(config):
@@ -447,37 +433,37 @@ def load(config, opened, model, progress):
     progress: (total, description) -> a context with `update(n)`.
 
   Returns:
-    A `train.FineTuning`, and the sets to report, `{name: EvalSet}`.
+    A `train.FineTuning`.
   """
   layout = parallel.layout(config.layout)
   transforms = augment.evaluation(config.image_size, config.eval_crop)
   sets = {
-    name: evaluate.EvalSet(
-      source, transforms, config.num_workers, _classes(config, name)
+    name: classification.LabelledSet(
+      source, transforms, config.num_workers, classes=_classes(config, name)
     )
     for name, source in opened.items()
   }
-  if config.first_block:
-    sets = _run_lower_blocks(config, layout, model, sets, progress)
   labels = opened['train'].labels if config.balanced_loss else None
   task = make_task(config, len(opened['train'].class_names), labels)
+  if config.first_block:
+    sets = cache.run_lower_blocks(
+      task, model, sets, config.eval_batch_size, layout, progress
+    )
   if config.head == 'linear_probe':
     _fit_head(config, layout, task, model, sets, progress)
   graphdef, params, frozen = nnx.split(
     model, blocks.from_block(config.first_block), ...
   )
-  fine_tuning = train.FineTuning(
+  return train.FineTuning(
     task,
-    functools.partial(classification.metrics, config.metrics),
     graphdef,
     layout.put(params),
     layout.put(frozen),
     functools.partial(_train_batches, config, sets['train']),
-    sets['val'],
+    {name: a_set for name, a_set in sets.items() if name != 'train'},
     config,
     layout,
   )
-  return fine_tuning, {name: sets[name] for name in config.eval_sets}
 
 
 def _train_batches(config, train_set, seed, start=0):
@@ -520,34 +506,8 @@ def make_task(config, num_classes, labels=None):
     config.cutmix,
     config.mix_probability,
     config.mix_switch,
+    tuple(config.metrics),
   )
-
-
-def _run_lower_blocks(config, layout, model, sets, progress):
-  graphdef, state = nnx.split(model)
-  state = layout.put(state)
-
-  @jax.jit
-  def lower(state, images):
-    backbone = nnx.merge(graphdef, state).backbone
-    tokens = backbone.embed(backbone.config.normalize(images))
-    tokens = backbone.encode(tokens, stop=config.first_block)
-    return tokens.astype(jnp.float16)
-
-  cached = {}
-  with progress(sum(len(s.source) for s in sets.values()), 'images') as bar:
-    for name, eval_set in sets.items():
-      tokens_and_labels = evaluate.predictions(
-        functools.partial(lower, state),
-        eval_set,
-        config.eval_batch_size,
-        layout,
-        bar.update,
-      )
-      cached[name] = evaluate.EvalSet(
-        Arrays(*tokens_and_labels), classes=eval_set.classes
-      )
-  return cached
 
 
 def _fit_head(config, layout, task, model, sets, progress):
@@ -556,15 +516,14 @@ def _fit_head(config, layout, task, model, sets, progress):
   state = layout.put(state)
 
   @jax.jit
-  def features(state, inputs):
-    model = nnx.merge(graphdef, state)
-    return model.features(task.tokens(model, inputs), config.first_block)
+  def features(state, batch):
+    return task.features(nnx.merge(graphdef, state), batch)
 
   names = ('train', 'val')
   total = sum(len(sets[name].source) for name in names)
-  with progress(total, 'features') as bar:
-    probed = [
-      evaluate.predictions(
+  with progress(total, 'features of the linear probe') as bar:
+    columns = [
+      evaluate.apply(
         functools.partial(features, state),
         sets[name],
         config.eval_batch_size,
@@ -574,7 +533,7 @@ def _fit_head(config, layout, task, model, sets, progress):
       for name in names
     ]
   head = heads.linear_probe(
-    *probed,
+    *((part['features'], part['label']) for part in columns),
     classification.METRICS[config.metrics[0]],
     balanced=config.balanced_loss,
   )

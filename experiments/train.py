@@ -191,38 +191,41 @@ class FineTuning:
   """What all methods share: the task, the model, theta_0, data, budget.
 
   Attributes:
-    task: hashable, with `loss(model, batch, key)`, a scalar, and
-      `predict(model, inputs)`, an array [B, ...]; as `Classification`.
-    metrics: outputs [N, ...], labels [N], classes -> `{name: float}`; the first
-      one chooses the step.
+    task: hashable, with
+        `loss(model, batch, key)`, a float32 scalar, the mean over the examples,
+        `outputs(model, batch)`, a tree of [B, ...], a small row an example,
+        `metrics(outputs, eval_set)` of all rows, `{name: float}`, larger being
+          better, of which the first one chooses the step;
+      as `tasks.classification.Classification`.
     graphdef: of the model.
     pretrained: theta_0, the params to train, where the layout puts them.
     frozen: the other state, there too.
     train: (seed, start=0) -> an endless iterator of this process' rows of the
       batches, the first `start` of them left out.
-    val: the `EvalSet` that the step is chosen on.
+    sets: `{name: EvalSet}` to report; the step is chosen on 'val'.
     config: `num_steps`, `eval_batch_size`, `eval_every`, `save_every`, `ema`
       and `accumulate`.
     layout: a `parallel.Layout`.
   """
 
   task: Any
-  metrics: Callable[..., dict[str, float]]
   graphdef: Any
   pretrained: Any
   frozen: Any
   train: Callable[[int, int], Iterator[dict[str, np.ndarray]]]
-  val: evaluate.EvalSet
+  sets: dict[str, evaluate.EvalSet]
   config: Any
   layout: Any
 
   def evaluate(self, params, sets):
     """`{name: metrics}` of `{name: EvalSet}`."""
+
+    def outputs(task, batch):
+      return _outputs(self.graphdef, task, params, self.frozen, batch)
+
     return evaluate.evaluate(
-      functools.partial(
-        _predict, self.graphdef, self.task, params, self.frozen
-      ),
-      self.metrics,
+      outputs,
+      self.task,
       sets,
       self.config.eval_batch_size,
       self.layout,
@@ -232,14 +235,14 @@ class FineTuning:
     """|theta - theta_0| over all that is trained."""
     return float(_distance(params, self.pretrained))
 
-  def describe(self, run, sets):
+  def describe(self, run):
     """What a row says of a `Run`: its metrics on every set, and its history."""
     shares = {
       key: float(run.history[key].mean()) if key in run.history else None
       for key in ('selected', 'decayed')
     }
     return {
-      'metrics': self.evaluate(run.params, {'val': self.val, **sets}),
+      'metrics': self.evaluate(run.params, self.sets),
       'deviation': self.deviation(run.params),
       **shares,
       'step': run.step,
@@ -375,7 +378,9 @@ class FineTuning:
         about.seconds += time.perf_counter() - since
         at_rest = layout.leave(state)
         if evaluates:
-          metrics = self.evaluate(at_rest.eval_params, {'val': self.val})
+          metrics = self.evaluate(
+            at_rest.eval_params, {'val': self.sets['val']}
+          )
           quality = next(iter(metrics['val'].values()))
           if quality >= about.best:
             about.best, about.best_step = quality, step
@@ -413,14 +418,9 @@ class FineTuning:
       return f'where it comes from cannot be found out: {str(error)[:100]}.'
 
 
-def wise_ft(pretrained, params, alpha):
-  """WiSE-FT (Wortsman et al., 2022): (1 - alpha) theta_0 + alpha theta."""
-  return jax.tree.map(lambda a, b: a + alpha * (b - a), pretrained, params)
-
-
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _predict(graphdef, task, params, frozen, inputs):
-  return task.predict(nnx.merge(graphdef, params, frozen), inputs)
+def _outputs(graphdef, task, params, frozen, batch):
+  return task.outputs(nnx.merge(graphdef, params, frozen), batch)
 
 
 @jax.jit

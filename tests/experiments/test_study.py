@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
-from experiments import cli, study
+from experiments import cli, evaluate, study
 from experiments.configs import base
 from experiments.data import augment, images
 from experiments.models import clip, vit
@@ -55,7 +55,7 @@ def config(tmp_path, tiny_clip):
 def load(config):
   opened = study.check(config)
   model = study.load_model(config, opened['train'].class_names)
-  return model, *study.load(config, opened, model, cli.progress)
+  return model, study.load(config, opened, model, cli.progress)
 
 
 def test_the_recipe_reaches_the_model_and_the_task(config):
@@ -68,7 +68,7 @@ def test_the_recipe_reaches_the_model_and_the_task(config):
     **ZEROS,
   )
   config.model.update(dtype='bfloat16', drop_path=0.25, remat=True, scan=True)
-  model, tuning, _ = load(config)
+  model, tuning = load(config)
   ours = model.backbone.config
   assert (ours.dtype, ours.drop_path, ours.remat, ours.scan) == (
     'bfloat16',
@@ -87,7 +87,7 @@ def test_the_recipe_reaches_the_model_and_the_task(config):
 
 
 def test_the_zero_shot_head(config, tiny_clip):
-  model, tuning, _ = load(config)
+  model, tuning = load(config)
   text, tokenizer, scale = safetensors.load_text(
     clip.CONFIGS['clip_b16'], tiny_clip
   )
@@ -108,13 +108,13 @@ def test_a_model_that_the_checkpoint_describes(config, monkeypatch):
   for configs in (vit.CONFIGS, clip.CONFIGS):
     monkeypatch.delitem(configs, 'clip_b16')
   config.model.update(name='', drop_path=0.25)
-  model, _, _ = load(config)
+  model, _ = load(config)
   ours = named.backbone.config
   assert model.backbone.config == dataclasses.replace(ours, drop_path=0.25)
   np.testing.assert_array_equal(model.head.kernel[...], named.head.kernel[...])
 
 
-@pytest.mark.parametrize('head', ['zeros', 'zero_shot'])
+@pytest.mark.parametrize('head', [ZEROS, {}])
 @pytest.mark.parametrize(
   ('file', 'change', 'message'),
   [
@@ -142,7 +142,7 @@ def test_a_wrong_checkpoint_is_refused_before_anything_is_read(
   data = (folder / file).read_bytes()
   assert old in data
   (folder / file).write_bytes(data.replace(old, new))
-  config.update(head=head)
+  config.update(**head)
   config.model.pretrained = str(folder)
   monkeypatch.setattr(images, 'decode', None)
   monkeypatch.setattr(safetensors, '_read', None)
@@ -198,20 +198,20 @@ def test_wordnet_ids_are_no_names(config, tmp_path):
 
 def test_the_blocks_below_are_run_once(config):
   config.update(first_block=1, **ZEROS)
-  model, tuning, sets = load(config)
+  model, tuning = load(config)
   images = next(
-    study.evaluate.EvalSet(
+    evaluate.EvalSet(
       study.open_sets(config)['OOD'], augment.evaluation(20)
     ).batches(4)
   )
   backbone = model.backbone
   tokens = backbone.embed(backbone.config.normalize(images['image']))
   tokens = backbone.encode(tokens, stop=1)
-  found = next(sets['OOD'].batches(4))
+  found = next(tuning.sets['OOD'].batches(4))
   # Stored in half precision.
-  np.testing.assert_allclose(found['image'], tokens, rtol=2e-3, atol=2e-3)
+  np.testing.assert_allclose(found['hidden'], tokens, rtol=2e-3, atol=2e-3)
   np.testing.assert_array_equal(found['label'], images['label'])
-  assert next(tuning.train(0))['image'].shape == (8, *tokens.shape[1:])
+  assert next(tuning.train(0))['hidden'].shape == (8, *tokens.shape[1:])
   assert set(tuning.pretrained['backbone']['blocks']) == {1}
 
 
@@ -220,10 +220,10 @@ def test_images_in_training_are_those_of_evaluation_or_augmented(
   config, repeats
 ):
   config.update(**ZEROS)
-  _, tuning, _ = load(config)
+  _, tuning = load(config)
   config.repeats = repeats  # refused without augmentation
   opened = study.open_sets(config)
-  plain = study.evaluate.EvalSet(opened['train'], augment.evaluation(20))
+  plain = evaluate.EvalSet(opened['train'], augment.evaluation(20))
   known = {
     image.tobytes() for batch in plain.batches(8) for image in batch['image']
   }
@@ -234,14 +234,14 @@ def test_images_in_training_are_those_of_evaluation_or_augmented(
   assert (twice[:, 0] == twice[:, 1]).all() == (repeats == 2)
   assert (pairs[:, 0] == pairs[:, 1]).all() == (repeats == 2)
   config.augment = True
-  _, tuning, _ = load(config)
+  _, tuning = load(config)
   batch = next(tuning.train(0))
   assert not any(image.tobytes() in known for image in batch['image'])
 
 
 def test_each_piece_of_augmentation_can_be_switched_off(config):
   config.update(**ZEROS, augment=True, crop_scale=(0.5, 1.0))
-  _, tuning, _ = load(config)
+  _, tuning = load(config)
   seen = [next(tuning.train(0))['image']]
   for changes in ({'flip': 0.0}, {'randaugment': False}, {'erasing': 0.0}):
     config.update(**changes)
@@ -252,10 +252,10 @@ def test_each_piece_of_augmentation_can_be_switched_off(config):
 
 def test_evaluation_sees_the_centre(config):
   config.update(**ZEROS, eval_crop=0.5)
-  _, tuning, sets = load(config)
+  _, tuning = load(config)
   opened = study.open_sets(config)
-  for name, eval_set in {'val': tuning.val, **sets}.items():
-    expected = study.evaluate.EvalSet(opened[name], augment.evaluation(20, 0.5))
+  for name, eval_set in tuning.sets.items():
+    expected = evaluate.EvalSet(opened[name], augment.evaluation(20, 0.5))
     for ours, theirs in zip(
       eval_set.batches(4), expected.batches(4), strict=True
     ):
@@ -266,7 +266,7 @@ def test_classes_that_count_the_same(config, tmp_path):
   for file in sorted((tmp_path / 'near' / 'owl').iterdir())[5:]:
     file.unlink()
   config.update(balanced_loss=True, **ZEROS)
-  _, tuning, _ = load(config)
+  _, tuning = load(config)
   # 8, 8 and 4 in training.
   np.testing.assert_allclose(
     tuning.task.class_weights, [20 / 24, 20 / 24, 20 / 12]

@@ -9,15 +9,17 @@ import pytest
 from flax import nnx
 from ml_collections import ConfigDict
 
-from experiments import evaluate, optimizers, parallel, study, train
-from experiments.data import pipeline
+from experiments import averages, optimizers, parallel, train
+from experiments.data import pipeline, sources
 from experiments.models import blocks, heads, vit
 from experiments.tasks import classification
 
 TINY = dataclasses.replace(
   vit.CONFIGS['dinov2_s14'], width=16, depth=3, num_heads=2, mlp_dim=32, grid=2
 )
-TASK = classification.Classification(2, 1, (1.0, 1.0), 0.0, 0.0, 0.0, 1.0, 0.5)
+TASK = classification.Classification(
+  2, 1, (1.0, 1.0), 0.0, 0.0, 0.0, 1.0, 0.5, ('auroc',)
+)
 METHOD = optimizers.Method('adam', 'all', 1.0, False, 40, 0.1, 0.0, 0.0, True)
 SPD = dataclasses.replace(METHOD, spd=True)
 
@@ -55,17 +57,20 @@ def fine_tuning(task=TASK, model_config=TINY, layout=None, **changes):
     signal = 20 * (inputs.mean((1, 2, 3)) / 127.5 - 1)
   # Noisy labels: the gradient turns, and SPD finds something to do.
   labels = (signal + rng.normal(size=200) > 0.5).astype(np.int32)
-  train_set = study.Arrays(inputs[:100], labels[:100])
+  name = 'hidden' if task.first_block else 'image'
+  train_set, val_set = (
+    sources.Arrays({name: inputs[rows], 'label': labels[rows]})
+    for rows in (slice(100), slice(100, 200))
+  )
   return train.FineTuning(
     task,
-    functools.partial(classification.metrics, ('auroc',)),
     graphdef,
     layout.put(pretrained),
     layout.put(frozen),
     lambda seed, start=0: pipeline.train_batches(
       train_set, (), batch_size=16, seed=seed, start=start
     ),
-    evaluate.EvalSet(study.Arrays(inputs[100:], labels[100:])),
+    {'val': classification.LabelledSet(val_set)},
     config,
     layout,
   )
@@ -211,7 +216,7 @@ def test_a_loss_that_is_not_finite_stops_the_run():
 def test_wise_ft_averages():
   tuning = fine_tuning()
   params = jax.tree.map(lambda p: p + 1, tuning.pretrained)
-  half = train.wise_ft(tuning.pretrained, params, 0.5)
+  half = averages.wise_ft(tuning.pretrained, params, 0.5)
   for a, b in zip(
     jax.tree.leaves(half), jax.tree.leaves(tuning.pretrained), strict=True
   ):
