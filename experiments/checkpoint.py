@@ -18,22 +18,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-# What a run may be gone on with: it changes where and how fast, not what.
-_FREE = (
-  'title',
-  'output_dir',
-  'data_dir',
-  'cache_dir',
-  'layout',
-  'eval_batch_size',
-  'num_workers',
-  'num_seeds',
-  'save_every',
-  'keep',
-  'log_every',
-  'tensorboard',
-  'profile',
-)
+from experiments.configs import base
 
 
 @dataclasses.dataclass
@@ -279,7 +264,7 @@ class Checkpoints:
     differ = [
       f'{key} was {theirs.get(key)!r}, now {self._run.get(key)!r}'
       for key in sorted(theirs.keys() | self._run.keys())
-      if key not in _FREE and theirs.get(key) != self._run.get(key)
+      if key not in base.FREE and theirs.get(key) != self._run.get(key)
     ]
     if differ:
       raise ValueError(

@@ -13,7 +13,7 @@ import sys
 
 from absl import flags, logging
 
-from experiments import averages, checks, cli, optimizers, report, study, train
+from experiments import cli, optimizers, report, study, train
 
 
 def configure(config, *, seeds=None, methods=None, full=False):
@@ -95,7 +95,7 @@ def run(config, fine_tuning, save=lambda rows: None):
         elif method.average_of:
           averaged = runs[method.average_of]
           result = result._replace(
-            params=averages.wise_ft(
+            params=fine_tuning.interpolate(
               fine_tuning.pretrained, averaged.params, method.alpha
             ),
             step=averaged.step,
@@ -131,13 +131,12 @@ def _title(config):
   return f'{config.title}: 1 seed, a demonstration, not evidence'
 
 
-def compare(config, opened, model):
+def compare(config, opened):
   """Runs a study, prints and writes its report.
 
   Args:
     config: the study, checked.
     opened: as `configure` returned it.
-    model: as `study.load_model` returned it.
   """
   title = _title(config)
   print(title, flush=True)
@@ -153,7 +152,7 @@ def compare(config, opened, model):
     everything = {**about, 'config': config.to_dict(), 'rows': rows}
     report.write_json(folder / 'results.json', everything)
 
-  rows = run(config, study.load(config, opened, model, cli.progress), save)
+  rows = run(config, study.load(config, opened, cli.progress), save)
   table = report.table(rows, config.means)
   report.write(folder / 'table.md', table + '\n')
   report.plot_plane(rows, config.means, folder / 'plane.png', title)
@@ -174,7 +173,7 @@ def main(argv):
     if argv[1:]:
       raise ValueError(f'{argv[1]!r} is no flag; see --help.')
     values = flags.FLAGS
-    checks.normalise(values.config)
+    study.normalise(values.config)
     cli.keep_programs(values.config.cache_dir)
     opened = configure(
       values.config,
@@ -182,11 +181,10 @@ def main(argv):
       methods=values.methods,
       full=values.full,
     )
-    model = study.load_model(values.config, opened['train'].class_names)
   except (ValueError, OSError, ModuleNotFoundError) as error:
     sys.exit(f'compare: {error}')
   try:
-    compare(values.config, opened, model)
+    compare(values.config, opened)
   except FloatingPointError as error:
     sys.exit(f'\ncompare: {error} The rows before it are written.')
   except (ValueError, OSError) as error:  # of an image, a label, a full disk

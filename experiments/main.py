@@ -19,9 +19,7 @@ import jax
 from absl import flags, logging
 
 from experiments import (
-  averages,
   checkpoint,
-  checks,
   cli,
   files,
   log,
@@ -66,8 +64,7 @@ def run(config, name, seed):
   checkpoints = _checkpoints(config, name, seed) if method.optimizer else None
   if method.starts_from:
     best_step_of(config, method.starts_from, seed)
-  model = study.load_model(config, opened['train'].class_names)
-  fine_tuning = study.load(config, opened, model, cli.progress)
+  fine_tuning = study.load(config, opened, cli.progress)
   result = train.Run(fine_tuning.pretrained, None, {}, None, None)
   if method.optimizer:
     origin = None
@@ -77,7 +74,7 @@ def run(config, name, seed):
   found = {name: result}
   for other, average in config.methods.items():
     if average.average_of == name:
-      params = averages.wise_ft(
+      params = fine_tuning.interpolate(
         fine_tuning.pretrained, result.params, average.alpha
       )
       found[other] = train.Run(params, result.step, {}, None, None)
@@ -140,9 +137,8 @@ def _checkpoints(config, name, seed, read_only=False):
   about = config.to_dict()
   about['methods'] = {name: config.methods[name].to_dict()}
   # What is in the files: a clone elsewhere has them at another path.
-  for key in ('prompts', 'class_names'):
-    about[key] = ''
-    if config[key] and config.head == 'zero_shot':
+  for key in study.kind(config).FILES:
+    if config[key]:
       text = files.expand(config[key]).read_bytes()
       about[key] = hashlib.sha256(text).hexdigest()
   # Its devices draw other random numbers.
@@ -178,7 +174,7 @@ def main(argv):
         f'\nmain: process {jax.process_index()} was killed, or lost touch with '
         f'another one, whose own message says why. {_AGAIN}'
       )
-    checks.normalise(values.config)
+    study.normalise(values.config)
     cli.keep_programs(values.config.cache_dir)
     rows = run(values.config, values.method, values.seed)
   except train.Stopped as stopped:

@@ -9,12 +9,10 @@ import itertools
 import time
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from experiments import optimizers, report, study, train
-from experiments.configs import base
-from experiments.models import blocks, heads, vit
+from experiments.configs import images
 
 # GiB of main memory that a chip has (cloud.google.com/tpu/docs).
 HBM = {'v4': 32, 'v5e': 16, 'v5p': 95, 'v6e': 32}
@@ -48,7 +46,7 @@ _READ = (
   'methods',
 )
 UNREAD = (
-  *(key for key in base.base() if key not in (*_READ, 'model')),
+  *(key for key in images.base() if key not in (*_READ, 'model')),
   'model.remat',
 )
 
@@ -69,15 +67,9 @@ def lower(config, name, layout, num_classes):
     As `jax.jit(...).lower` does.
   """
 
-  def make():
-    backbone = vit.ViT(study.model_config(config), rngs=nnx.Rngs(0))
-    return heads.Classifier(
-      backbone, num_classes, unit_features=config.head == 'zero_shot'
-    )
-
-  graphdef, params, frozen = nnx.split(
-    nnx.eval_shape(make), blocks.from_block(config.first_block), ...
-  )
+  config.num_classes = num_classes
+  parts = study.shapes(config)
+  graphdef, params, frozen = nnx.split(parts.model, parts.trained, ...)
   method, hyperparams = optimizers.from_config(config, config.methods[name])
   opt_state = jax.eval_shape(
     lambda params: method.make(**hyperparams).init(params), params
@@ -85,11 +77,6 @@ def lower(config, name, layout, num_classes):
   average = params if config.ema else None
   finite = jax.ShapeDtypeStruct((), bool)
   state = train.State(params, opt_state, average, finite)
-  pixels = (config.batch_size, config.image_size, config.image_size, 3)
-  batch = {
-    'image': jax.ShapeDtypeStruct(pixels, jnp.uint8),
-    'label': jax.ShapeDtypeStruct(pixels[:1], jnp.int32),
-  }
 
   def place(tree):
     return jax.tree.map(
@@ -100,12 +87,14 @@ def lower(config, name, layout, num_classes):
     )
 
   batch = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout.split),
-    batch,
+    lambda x: jax.ShapeDtypeStruct(
+      (config.batch_size, *x.shape), x.dtype, sharding=layout.split
+    ),
+    parts.example,
   )
   program = train.Program(
     graphdef,
-    study.make_task(config, num_classes),
+    parts.task,
     method,
     layout,
     config.ema,
@@ -138,7 +127,6 @@ def check(config, names, batch_size):
     )
   config.batch_size = batch_size
   config.num_steps = config.num_steps or 10_000  # of the schedule alone
-  study.check_config(config)
 
 
 def rows(config, names, layout, num_classes, count):

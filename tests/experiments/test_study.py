@@ -6,17 +6,21 @@ import shutil
 
 import numpy as np
 import pytest
+from flax import nnx
 
 from experiments import cli, evaluate, study
-from experiments.configs import base
-from experiments.data import augment, images
+from experiments.configs import base, images
+from experiments.data import augment
+from experiments.data import images as image_files
 from experiments.models import clip, vit
 from experiments.pretrained import safetensors
+from experiments.studies import base as studies
+from experiments.studies import classification
 from tests.experiments.data import files
 
 CLASSES = ('big_dog', 'cat', 'owl')
 # A head without the texts of `config`.
-ZEROS = {'head': 'zeros', 'prompts': base.base().prompts}
+ZEROS = {'head': 'zeros', 'prompts': images.base().prompts}
 
 
 @pytest.fixture
@@ -33,7 +37,7 @@ def config(tmp_path, tiny_clip):
     part = {'shares': (0.8, 0.1, 0.1), 'take': take, 'seed': 0}
     return {'kind': 'folder', 'path': 'near', 'part': part}
 
-  config = base.base()
+  config = images.base()
   config.update(
     data_dir=str(tmp_path),
     output_dir=str(tmp_path / 'run'),
@@ -54,8 +58,9 @@ def config(tmp_path, tiny_clip):
 
 def load(config):
   opened = study.check(config)
-  model = study.load_model(config, opened['train'].class_names)
-  return model, study.load(config, opened, model, cli.progress)
+  tuning = study.load(config, opened, cli.progress)
+  model = nnx.merge(tuning.graphdef, tuning.pretrained, tuning.frozen)
+  return model, tuning
 
 
 def test_the_recipe_reaches_the_model_and_the_task(config):
@@ -104,7 +109,7 @@ def test_the_zero_shot_head(config, tiny_clip):
 
 
 def test_a_model_that_the_checkpoint_describes(config, monkeypatch):
-  named = study.load_model(config, CLASSES)
+  named = classification.load_model(config, CLASSES)
   for configs in (vit.CONFIGS, clip.CONFIGS):
     monkeypatch.delitem(configs, 'clip_b16')
   config.model.update(name='', drop_path=0.25)
@@ -144,7 +149,7 @@ def test_a_wrong_checkpoint_is_refused_before_anything_is_read(
   (folder / file).write_bytes(data.replace(old, new))
   config.update(**head)
   config.model.pretrained = str(folder)
-  monkeypatch.setattr(images, 'decode', None)
+  monkeypatch.setattr(image_files, 'decode', None)
   monkeypatch.setattr(safetensors, '_read', None)
   with pytest.raises(ValueError, match=message) as error:
     study.check(config)
@@ -178,9 +183,11 @@ def test_a_wrong_text_tower_matters_to_a_zero_shot_head(
 def test_names_of_classes_out_of_a_file(config, tmp_path):
   (tmp_path / 'names.txt').write_text('a\nb\nc\n')
   config.class_names = str(tmp_path / 'names.txt')
-  named = study.load_model(config, CLASSES).head.kernel[...]
+  named = classification.load_model(config, CLASSES).head.kernel[...]
   config.class_names = ''
-  assert (named != study.load_model(config, CLASSES).head.kernel[...]).any()
+  assert (
+    named != classification.load_model(config, CLASSES).head.kernel[...]
+  ).any()
   (tmp_path / 'names.txt').write_text('a\nb\n')
   config.class_names = str(tmp_path / 'names.txt')
   with pytest.raises(ValueError, match=r'has 2 lines, the training set 3'):
@@ -201,7 +208,7 @@ def test_the_blocks_below_are_run_once(config):
   model, tuning = load(config)
   images = next(
     evaluate.EvalSet(
-      study.open_sets(config)['OOD'], augment.evaluation(20)
+      studies.open_sets(config)['OOD'], augment.evaluation(20)
     ).batches(4)
   )
   backbone = model.backbone
@@ -222,7 +229,7 @@ def test_images_in_training_are_those_of_evaluation_or_augmented(
   config.update(**ZEROS)
   _, tuning = load(config)
   config.repeats = repeats  # refused without augmentation
-  opened = study.open_sets(config)
+  opened = studies.open_sets(config)
   plain = evaluate.EvalSet(opened['train'], augment.evaluation(20))
   known = {
     image.tobytes() for batch in plain.batches(8) for image in batch['image']
@@ -253,7 +260,7 @@ def test_each_piece_of_augmentation_can_be_switched_off(config):
 def test_evaluation_sees_the_centre(config):
   config.update(**ZEROS, eval_crop=0.5)
   _, tuning = load(config)
-  opened = study.open_sets(config)
+  opened = studies.open_sets(config)
   for name, eval_set in tuning.sets.items():
     expected = evaluate.EvalSet(opened[name], augment.evaluation(20, 0.5))
     for ours, theirs in zip(
