@@ -84,6 +84,7 @@ METHOD_RULES = (
       'train',
       'layer_decay',
       'starts_from',
+      'lora',
     ),
     lambda m: m.optimizer,
     'it is of a training run',
@@ -102,7 +103,7 @@ METHOD_RULES = (
     'use another one, such as adamw',
   ),
   (
-    ('anchor_head',),
+    ('anchor', 'anchor_head'),
     lambda m: m.spd is not None,
     'it is of SPD, which is off',
     'set config.{method}.spd',
@@ -112,6 +113,24 @@ METHOD_RULES = (
     lambda m: m.anchor_head or m.train != 'head',
     'the head alone is trained, and has no anchor',
     'set config.{method}.anchor_head to True',
+  ),
+  (
+    ('lora',),
+    lambda m: m.train == 'all',
+    'its factors are not trained',
+    'set config.{method}.train to all',
+  ),
+  (
+    ('lora_alpha', 'lora_dropout', 'lora_modules'),
+    lambda m: m.lora,
+    'there is no LoRA',
+    'set config.{method}.lora',
+  ),
+  (
+    ('anchor',),
+    lambda m: m.lora,
+    "it is of LoRA's factors, and there are none",
+    'set config.{method}.lora',
   ),
   (
     ('layer_decay',),

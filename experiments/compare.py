@@ -13,7 +13,7 @@ import sys
 
 from absl import flags, logging
 
-from experiments import cli, optimizers, report, study, train
+from experiments import cli, report, runs, study
 
 
 def configure(config, *, seeds=None, methods=None, full=False):
@@ -22,7 +22,7 @@ def configure(config, *, seeds=None, methods=None, full=False):
   Args:
     config: a study; it is changed.
     seeds: number of seeds, or None for the config's own.
-    methods: keys of `config.methods` to run, or None for all.
+    methods: keys of `config.methods` to run, or None for all but the optional.
     full: whether to train the whole network, whatever the config's first block.
 
   Returns:
@@ -34,21 +34,23 @@ def configure(config, *, seeds=None, methods=None, full=False):
   """
   if seeds is not None:
     config.num_seeds = seeds
-  if methods is not None:
+  if methods is None:
+    methods = [k for k, method in config.methods.items() if not method.optional]
+  else:
     unknown = [name for name in methods if name not in config.methods]
     if unknown:
       raise ValueError(
         f'--methods has no {", ".join(unknown)}; it knows '
         f'{", ".join(config.methods)}.'
       )
-    with config.unlocked():
-      for name in set(config.methods) - set(methods):
-        del config.methods[name]
+  with config.unlocked():
+    for name in set(config.methods) - set(methods):
+      del config.methods[name]
   if full:
     config.first_block = 0
-  opened = study.check(config)
+  sources = study.check(config)
   cli.check_output(config.output_dir)
-  return opened
+  return sources
 
 
 def run(config, fine_tuning, save=lambda rows: None):
@@ -78,37 +80,23 @@ def run(config, fine_tuning, save=lambda rows: None):
       bar.update()
 
     for seed in range(config.num_seeds):
-      runs = {}
+      done = {}
       for name, method in methods.items():
         label = report.label(method)
         bar.set_description(f'{label}, seed {seed}')
-        result = train.Run(fine_tuning.pretrained, None, {}, None, None)
-        if method.optimizer:
-          origin = (
-            runs[method.starts_from].params if method.starts_from else None
-          )
-          result = fine_tuning.run(
-            *optimizers.from_config(config, method), seed, origin, count
-          )
-          if name in wanted:
-            runs[name] = result
-        elif method.average_of:
-          averaged = runs[method.average_of]
-          result = result._replace(
-            params=fine_tuning.interpolate(
-              fine_tuning.pretrained, averaged.params, method.alpha
-            ),
-            step=averaged.step,
-          )
+        if method.average_of:
+          tuning, averaged = done[method.average_of]
+          result = runs.average(config, tuning, name, averaged)
+        else:
+          tuning = runs.adapt(fine_tuning, method, seed)
+          start = None
+          if method.starts_from:
+            start = done[method.starts_from][1].params
+          result = runs.run(config, tuning, name, seed, start, count)
+        if name in wanted:
+          done[name] = tuning, result
         bar.set_description(f'{label}, seed {seed}: evaluation')
-        rows.append(
-          {
-            'method': name,
-            'label': label,
-            'seed': seed,
-            **fine_tuning.describe(result),
-          }
-        )
+        rows.append(runs.row(config, tuning, name, seed, result))
         save(rows)
   return rows
 
@@ -131,28 +119,24 @@ def _title(config):
   return f'{config.title}: 1 seed, a demonstration, not evidence'
 
 
-def compare(config, opened):
+def compare(config, sources):
   """Runs a study, prints and writes its report.
 
   Args:
     config: the study, checked.
-    opened: as `configure` returned it.
+    sources: as `configure` returned it.
   """
   title = _title(config)
   print(title, flush=True)
   folder = pathlib.Path(config.output_dir)
-  about = {
-    'title': title,
-    **report.provenance(),
-    'means': config.means.to_dict(),
-  }
+  about = runs.provenance(config, title)
 
   def save(rows):
     report.write_jsonl(folder / 'rows.jsonl', [{**about, **r} for r in rows])
     everything = {**about, 'config': config.to_dict(), 'rows': rows}
     report.write_json(folder / 'results.json', everything)
 
-  rows = run(config, study.load(config, opened, cli.progress), save)
+  rows = run(config, study.load(config, sources, cli.progress), save)
   table = report.table(rows, config.means)
   report.write(folder / 'table.md', table + '\n')
   report.plot_plane(rows, config.means, folder / 'plane.png', title)
@@ -175,7 +159,7 @@ def main(argv):
     values = flags.FLAGS
     study.normalise(values.config)
     cli.keep_programs(values.config.cache_dir)
-    opened = configure(
+    sources = configure(
       values.config,
       seeds=values.seeds,
       methods=values.methods,
@@ -184,7 +168,7 @@ def main(argv):
   except (ValueError, OSError, ModuleNotFoundError) as error:
     sys.exit(f'compare: {error}')
   try:
-    compare(values.config, opened)
+    compare(values.config, sources)
   except FloatingPointError as error:
     sys.exit(f'\ncompare: {error} The rows before it are written.')
   except (ValueError, OSError) as error:  # of an image, a label, a full disk
@@ -194,7 +178,7 @@ def main(argv):
 if __name__ == '__main__':
   logging.set_verbosity(logging.WARNING)
   flags.DEFINE_integer('seeds', None, 'Seeds to run; config.num_seeds.')
-  flags.DEFINE_list('methods', None, 'Of config.methods; all.')
+  flags.DEFINE_list('methods', None, 'Of config.methods; all but the optional.')
   flags.DEFINE_bool('full', False, 'Train the whole network.')
   # That experiments.main reads.
   of_main = ('save_every', 'keep', 'log_every', 'tensorboard', 'profile')

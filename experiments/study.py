@@ -209,18 +209,26 @@ def _check_method(config, name, method):
   if method.optimizer:
     checks.one_of(f'{key}.optimizer', method.optimizer, optimizers.OPTIMIZERS)
     checks.one_of(f'{key}.train', method.train, optimizers.TRAINED)
+    checks.one_of(f'{key}.anchor', method.anchor, optimizers.ANCHORS)
   for part, low, high in (
     ('rate', 0, math.inf),
     ('weight_decay', 0, math.inf),
     ('spd', 0, math.inf),
     ('layer_decay', 0, math.inf),
     ('alpha', 0, 1),
+    ('lora', 0, math.inf),
+    ('lora_alpha', 0, math.inf),
   ):
     value = method[part]
     if value is not None and not low <= value <= high:
       raise ValueError(
         f'config.{key}.{part} is {value}; it is from {low} to {high}.'
       )
+  if not 0 <= method.lora_dropout < 1:
+    raise ValueError(
+      f'config.{key}.lora_dropout is {method.lora_dropout}; it is 0 or more, '
+      'below 1.'
+    )
   if method.starts_from and config.methods.get(method.starts_from, {}).get(
     'starts_from'
   ):
@@ -228,6 +236,13 @@ def _check_method(config, name, method):
       f'config.{key} starts from {method.starts_from!r}, which starts from '
       'another run itself; name one that starts from theta_0.'
     )
+  origin = config.methods.get(method.starts_from, method)
+  for part in ('lora', 'lora_alpha', 'lora_modules'):
+    if method[part] != origin[part]:
+      raise ValueError(
+        f'config.{key}.{part} is {method[part]!r}, and it starts from '
+        f'{method.starts_from!r}, where it is {origin[part]!r}; make them one.'
+      )
   for verb, source in (
     ('averages', method.average_of),
     ('starts from', method.starts_from),

@@ -15,9 +15,13 @@ from flax import nnx
 from jax import lax
 
 from experiments import averages, checkpoint, diagnosis, evaluate
+from experiments.models import lora
 
 # What SPD tells of each layer, as `optax_spd.SPDState` has it.
 LAYERS = ('deviation', 'ratio', 'decay', 'selected_count', 'decayed_count')
+
+# Folded into the key of a step, which the task has, for what LoRA drops.
+_DROPOUT = 2**31 - 1
 
 
 class State(NamedTuple):
@@ -53,6 +57,7 @@ class Program:
     layout: a `parallel.Layout`.
     ema: decay of the running average of the params; 0 for none.
     accumulate: parts of a batch whose gradients are averaged.
+    scale: of LoRA, see `models.lora.deviation`; 1 where there is none.
   """
 
   graphdef: Any
@@ -61,13 +66,16 @@ class Program:
   layout: Any
   ema: float = 0.0
   accumulate: int = 1
+  scale: float = 1.0
 
   def loss(self, params, frozen, batch, seed, step, part=None):
     """The training loss; `part` is which part of the batch this one is."""
     key = jax.random.fold_in(jax.random.key(seed), step)
     if part is not None:
       key = jax.random.fold_in(key, part)
-    return self.task.loss(nnx.merge(self.graphdef, params, frozen), batch, key)
+    model = nnx.merge(self.graphdef, params, frozen)
+    model = lora.with_dropout(model, jax.random.fold_in(key, _DROPOUT))
+    return self.task.loss(model, batch, key)
 
   def step(
     self,
@@ -132,7 +140,10 @@ class Program:
     average = state.average
     if self.ema:
       average = optax.incremental_update(params, average, 1 - self.ema)
-    metrics = {'loss': loss, 'deviation': _distance(params, pretrained)}
+    metrics = {
+      'loss': loss,
+      'deviation': lora.deviation(pretrained, params, self.scale),
+    }
     layers = {}
     if (spd := optax.tree.get(opt_state, 'SPDState')) is not None:
       before = optax.tree.get(state.opt_state, 'SPDState')
@@ -207,6 +218,7 @@ class FineTuning:
       and `accumulate`.
     layout: a `parallel.Layout`.
     interpolate: (theta_0, theta, alpha) -> params between the two.
+    scale: see `Program`.
   """
 
   task: Any
@@ -218,6 +230,7 @@ class FineTuning:
   config: Any
   layout: Any
   interpolate: Callable[..., Any] = averages.wise_ft
+  scale: float = 1.0
 
   def evaluate(self, params, sets):
     """`{name: metrics}` of `{name: EvalSet}`."""
@@ -234,8 +247,8 @@ class FineTuning:
     )
 
   def deviation(self, params):
-    """|theta - theta_0| over all that is trained."""
-    return float(_distance(params, self.pretrained))
+    """|theta - theta_0| over all that is trained; that of LoRA is |B A|."""
+    return float(_deviation(self.pretrained, params, self.scale))
 
   def describe(self, run):
     """What a row says of a `Run`: its metrics on every set, and its history."""
@@ -262,6 +275,7 @@ class FineTuning:
       self.layout,
       self.config.ema,
       self.config.accumulate,
+      self.scale,
     )
 
   def init(self, method, hyperparams, start):
@@ -425,9 +439,7 @@ def _outputs(graphdef, task, params, frozen, batch):
   return task.outputs(nnx.merge(graphdef, params, frozen), batch)
 
 
-@jax.jit
-def _distance(params, pretrained):
-  return optax.tree.norm(optax.tree.sub(params, pretrained))
+_deviation = jax.jit(lora.deviation)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -114,10 +114,16 @@ def method(label, **changes):
       'rate': 1.0,  # its learning rates as a share of the study's
       'weight_decay': 0.0,  # the optimizer's own
       'spd': config_dict.placeholder(float),  # lambda; None: no SPD
+      'anchor': 'start',  # that SPD pulls to; 'origin': zero for LoRA's factors
       'anchor_head': True,  # whether SPD pulls a head back to its start, too
       'train': 'all',  # a key of optimizers.TRAINED
       'layer_decay': 1.0,  # rate of a block as a share of the next one's
       'starts_from': '',  # another method, and anchors there; '' for theta_0
+      'lora': 0,  # rank of LoRA; then it and a new head are all that is trained
+      'lora_alpha': 16.0,  # the product B A counts alpha / rank times
+      'lora_dropout': 0.0,  # share of its input that it misses in training
+      'lora_modules': r'.*\.attn\.(query|value)',  # regular expression
+      'optional': False,  # whether compare runs it only where --methods has it
       'average_of': '',  # WiSE-FT: another method, averaged with theta_0
       'alpha': 0.5,  # its share in that average
     }
