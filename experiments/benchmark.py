@@ -3,22 +3,21 @@
 python -m experiments.benchmark [--case=optimizer|train|lora] [--model=vit_b16]
     [--dtype=float32|bfloat16] [--layout=replicated,fsdp] [--growth]
     [--topology=v5e:4x4,...] [--steps=N] [--output_dir=DIR]
-python -m experiments.benchmark --config=STUDY --topology=v5e:4x4,...
+python -m experiments.benchmark --config=STUDY [--methods=A,B]
+    [--topology=v5e:4x4,...]
 
 Every method takes the same step, A B A B, so that a noisy machine favours none;
 ratios are to AdamW's step of the same round. `--topology` compiles for TPUs
 that need not be there, and counts (extra `tpu`). Prints a table, and writes its
 rows to --output_dir. `--growth` does so for ever larger models and ever more
 devices, with a plot; topologies come after the devices here. With `--config`
-it is the train step of a study, and whether a slice of TPUs has room for it.
+it is the train step of a study, as `experiments.train` takes it, on this
+machine; or, by the TPU compiler, whether a slice of TPUs has room for it.
 """
 
-import collections
-import importlib.util
 import math
 import os
 import pathlib
-import re
 import sys
 import time
 from typing import Any, NamedTuple
@@ -30,8 +29,9 @@ import optax
 from absl import flags
 from flax import nnx
 
-from experiments import cli, parallel, report, slices
-from experiments.models import heads, vit
+from experiments import cli, parallel, report, study, topology, train
+from experiments.configs import base, images
+from experiments.models import lora, vit
 from optax_spd import adam_spd, spd
 
 _RATE = 2e-5
@@ -79,32 +79,23 @@ def optimizer_case(name, params):
   return Case(name, make_step, params)
 
 
-def train_case(name, model, trained, batch_size, image_size, anchor=None):
-  """A whole train step of a classifier.
+def train_case(name, parts, trained, batch_size, anchor=None):
+  """A whole train step.
 
   Args:
     name: of its rows.
-    model: a `heads.Classifier` of `jax.ShapeDtypeStruct`s.
+    parts: the `studies.base.Parts` of a study, in shapes.
     trained: NNX filter of what is trained.
-    batch_size: images.
-    image_size: their side, in pixels.
+    batch_size: examples.
     anchor: as for `optax_spd.spd`.
   """
-  graphdef, params, frozen = nnx.split(model, trained, ...)
-  pixels = (batch_size, image_size, image_size, 3)
-  batch = {
-    'image': jax.ShapeDtypeStruct(pixels, jnp.float32),
-    'label': jax.ShapeDtypeStruct((batch_size,), jnp.int32),
-  }
+  graphdef, params, frozen = nnx.split(parts.model, trained, ...)
 
   def make_step(tx):
     def step(opt_state, params, batch, frozen):
       def loss_fn(params):
         model = nnx.merge(graphdef, params, frozen)
-        logits = model(model.backbone.embed(batch['image']))
-        return optax.softmax_cross_entropy_with_integer_labels(
-          logits, batch['label']
-        ).mean()
+        return parts.task.loss(model, batch, jax.random.key(0))
 
       grads = jax.grad(loss_fn)(params)
       updates, opt_state = tx.update(grads, opt_state, params)
@@ -112,48 +103,48 @@ def train_case(name, model, trained, batch_size, image_size, anchor=None):
 
     return step
 
+  batch = topology.batch(parts.example, batch_size)
   return Case(name, make_step, params, batch, frozen, anchor)
 
 
-def classifier(model, lora_rank=0):
-  """A ViT of `vit.CONFIGS` and a head of ten classes, in shapes.
+def classifier(model, image_size=0):
+  """The `studies.base.Parts` of ten classes of images, in shapes.
 
-  With a `lora_rank`, queries and values are adapted by Flax's LoRA.
+  Args:
+    model: key of `vit.CONFIGS`.
+    image_size: in pixels; 0 for what it was pretrained on.
   """
-
-  def make():
-    rngs = nnx.Rngs(0)
-    backbone = vit.ViT(vit.CONFIGS[model], rngs=rngs)
-    width = backbone.config.width
-    for block in backbone.blocks if lora_rank else ():
-      for name in ('query', 'value'):
-        base = getattr(block.attn, name)
-        adapted = nnx.LoRA(width, lora_rank, width, base_module=base, rngs=rngs)
-        setattr(block.attn, name, adapted)
-    return heads.Classifier(backbone, 10)
-
-  return nnx.eval_shape(make)
+  config = images.base()
+  config.model.update(name=model, pretrained='none')
+  config.update(
+    head='zeros',
+    num_classes=10,
+    image_size=image_size or vit.CONFIGS[model].image_size,
+    methods={'adamw': base.method('AdamW', optimizer='adamw')},
+  )
+  return study.shapes(config)
 
 
 def make_case(name, model, dtype):
   """A case of `--case`; the model and its dtype are of the optimizer's."""
   if name == 'optimizer':
-    params = nnx.state(classifier(model), nnx.Param)
+    params = nnx.state(classifier(model).model, nnx.Param)
     params = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype)), params
     )
     return optimizer_case(f'optimizer, {model}, {dtype}', params)
-  size = {'batch_size': 32, 'image_size': 84}
+  parts = classifier('dinov2_s14', image_size=84)
   if name == 'train':
-    model = classifier('dinov2_s14')
-    return train_case('train step, ViT-S/14', model, nnx.Param, **size)
-  model = classifier('dinov2_s14', lora_rank=8)
+    return train_case('train step, ViT-S/14', parts, nnx.Param, 32)
+  adapted = lora.add(
+    parts.model, 8, 16, modules=r'.*\.attn\.(query|value)', rngs=nnx.Rngs(0)
+  )
   return train_case(
     'LoRA train step, ViT-S/14',
-    model,
+    parts._replace(model=topology.abstract(adapted)),
     nnx.LoRAParam,
-    anchor='origin',
-    **size,
+    32,
+    'origin',
   )
 
 
@@ -161,16 +152,20 @@ class Program(NamedTuple):
   """A compiled step of one method.
 
   Attributes:
+    case: that it is of.
     compiled: opt_state, params, batch, frozen -> opt_state, params.
     tx: the method.
     shardings: of the four arguments.
     seconds: to trace and lower it, and to compile it.
+    call: the same function where `compiled` takes other arguments.
   """
 
+  case: Case
   compiled: Any
   tx: Any
   shardings: Any
   seconds: float
+  call: Any = None
 
 
 def compile_step(case, method, layout):
@@ -205,18 +200,54 @@ def compile_step(case, method, layout):
   start = time.perf_counter()
   lowered = step.lower(opt_state, case.params, batch, case.frozen)
   compiled = lowered.compile()
-  return Program(compiled, tx, shardings, time.perf_counter() - start)
+  seconds = time.perf_counter() - start
+  return Program(case, compiled, tx, shardings, seconds)
+
+
+def compile_study(config, name, layout):
+  """Compiles the train step of a study's method, as `train` takes it.
+
+  Args:
+    config: that `topology.check` accepted.
+    name: key of `config.methods`.
+    layout: a `parallel.Layout`, of devices.
+
+  Returns:
+    A `Program`.
+  """
+  start = time.perf_counter()
+  args = topology.arguments(config, name, layout)
+  compiled = train.jit_step.lower(*args).compile()
+  seconds = time.perf_counter() - start
+  step, frozen, params, state, batch, *_, hyperparams = args
+  rest = []  # of the state: the running average, and whether all is finite
+
+  def call(opt_state, params, batch, constants):
+    frozen, theta_0 = constants
+    if not rest:
+      average = layout.put(params) if config.ema else None
+      rest[:] = average, layout.put(jnp.array(True))
+    state = train.State(params, opt_state, *rest)
+    state, _ = compiled(frozen, theta_0, state, batch, 0, 1, hyperparams)
+    rest[:] = state.average, state.finite
+    return state.opt_state, state.params
+
+  case = Case(config.title, None, params, batch, (frozen, params))
+  shardings = jax.tree.map(
+    lambda x: x.sharding, (state.opt_state, params, batch, case.frozen)
+  )
+  tx = step.method.make(**hyperparams)
+  return Program(case, compiled, tx, shardings, seconds, call)
 
 
 def _all(tree, sharding):
   return jax.tree.map(lambda _: sharding, tree)
 
 
-def measure(case, programs, num_steps):
+def measure(programs, num_steps):
   """Times the steps, one of each program in turn.
 
   Args:
-    case: a `Case`.
     programs: `{method: Program}`.
     num_steps: of each, after two that are not counted.
 
@@ -230,15 +261,14 @@ def measure(case, programs, num_steps):
       return rng.normal(0, 0.02, leaf.shape).astype(leaf.dtype)
     return np.zeros(leaf.shape, leaf.dtype)
 
-  params, frozen = (
-    jax.tree.map(sample, tree) for tree in (case.params, case.frozen)
-  )
-  batch = jax.tree.map(
-    sample, case.params if case.batch is None else case.batch
-  )
   carries, constants = {}, {}
   for method, program in programs.items():
     on_state, on_params, on_batch, on_frozen = program.shardings
+    case = program.case
+    batch = case.params if case.batch is None else case.batch
+    params, batch, frozen = (
+      jax.tree.map(sample, tree) for tree in (case.params, batch, case.frozen)
+    )
     placed = jax.device_put(params, on_params)
     opt_state = jax.device_put(program.tx.init(placed), on_state)
     carries[method] = opt_state, placed
@@ -251,14 +281,14 @@ def measure(case, programs, num_steps):
     for method, program in programs.items():
       start = time.perf_counter()
       carries[method] = jax.block_until_ready(
-        program.compiled(*carries[method], *constants[method])
+        (program.call or program.compiled)(*carries[method], *constants[method])
       )
       if i > 1:
         seconds[method].append(time.perf_counter() - start)
   return {method: np.array(times) for method, times in seconds.items()}
 
 
-def count(case, program):
+def count(program):
   """What does not depend on the machine's state.
 
   Returns:
@@ -266,90 +296,15 @@ def count(case, program):
     counts them), bytes moved to and from HBM, scratch bytes, each of a device;
     collectives, `{operation: how many}`; bytes of the optimizer's state.
   """
-  sizes = [x.size for x in jax.tree.leaves(case.params)]
-  state = jax.tree.leaves(jax.eval_shape(program.tx.init, case.params))
+  params = program.case.params
+  sizes = [x.size for x in jax.tree.leaves(params)]
+  state = jax.tree.leaves(jax.eval_shape(program.tx.init, params))
   return {
     'params': sum(sizes),
     'tensors': len(sizes),
-    **count_program(program.compiled),
+    **topology.count_program(program.compiled),
     'state_bytes': sum(x.size * x.dtype.itemsize for x in state),
   }
-
-
-def count_program(compiled):
-  """Of those the ones that are of the program, and of no state."""
-  costs, text = compiled.cost_analysis(), compiled.as_text()
-  return {
-    'flops': costs['flops'],
-    'bytes_accessed': costs['bytes accessed'],
-    'hbm_bytes': hbm_bytes(text),
-    'scratch_bytes': compiled.memory_analysis().temp_size_in_bytes,
-    'collectives': collectives(text),
-  }
-
-
-_WIDTHS = {'f32': 4, 's32': 4, 'u32': 4, 'bf16': 2, 'f16': 2, 'f64': 8}
-_ARRAY = re.compile(r'\b(\w+)\[([\d,]*)\](?:\{([^}]*)\})?')
-_INSTRUCTION = re.compile(
-  r'^ +(?:ROOT )?%([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)'
-)
-_FREE = ('parameter', 'tuple', 'get-tuple-element', 'bitcast', 'constant')
-
-
-def hbm_bytes(text):
-  """Bytes that a compiled program reads from and writes to main memory.
-
-  The compiler's own count takes every operand of every operation; on a TPU
-  many of them lie in the chip's vector memory, S(1) in a layout.
-
-  Args:
-    text: `compiled.as_text()`.
-  """
-  entry = text[text.index('\nENTRY') :]
-  found, total = {}, 0
-  for line in entry.splitlines():
-    match = _INSTRUCTION.match(line)
-    if not match:
-      continue
-    name, shape, operation, rest = match.groups()
-    arrays = [
-      (
-        math.prod(map(int, filter(None, dims.split(','))))
-        * _WIDTHS.get(dtype, 1),
-        'S(' in layout,
-      )
-      for dtype, dims, layout in _ARRAY.findall(shape)
-    ]
-    found[name] = arrays
-    if operation in _FREE or operation.endswith('-done'):
-      continue
-    if operation == 'custom-call' and 'ConcatBitcast' in rest:
-      continue
-    names = re.findall(r'%([\w.\-]+)', rest.split('), ')[0])
-    if operation == 'copy-start':  # (to, from, context)
-      moved = arrays[:2]
-    elif operation == 'slice-start':  # ((from), to, context)
-      size, on_chip = arrays[1]
-      moved = [(size, arrays[0][1]), (size, on_chip)]
-    else:
-      moved = arrays + [a for n in names for a in found.get(n, [])]
-    total += sum(size for size, on_chip in moved if not on_chip)
-  return total
-
-
-_COLLECTIVES = (
-  'all-reduce',
-  'all-gather',
-  'reduce-scatter',
-  'collective-permute',
-  'all-to-all',
-)
-
-
-def collectives(text):
-  """`{operation: how many}` of a compiled program."""
-  found = re.findall(rf' ({"|".join(_COLLECTIVES)})(?:-start)?\(', text)
-  return dict(collections.Counter(found))
 
 
 def bench(case, layout, num_steps=0):
@@ -365,23 +320,41 @@ def bench(case, layout, num_steps=0):
     the numbers of `count`; where steps were timed, ms (median), ratio to
     AdamW (median over rounds) and the ratio's quartiles.
   """
-  programs = {method: compile_step(case, method, layout) for method in METHODS}
+  return rows_of(
+    {method: compile_step(case, method, layout) for method in METHODS},
+    layout,
+    num_steps,
+  )
+
+
+def bench_study(config, names, layout, num_steps):
+  """The same of the train step of a study; ratios are to the first method."""
+  return rows_of(
+    {name: compile_study(config, name, layout) for name in names},
+    layout,
+    num_steps,
+  )
+
+
+def rows_of(programs, layout, num_steps):
+  """The rows of `{method: Program}`; see `bench`."""
+  first = next(iter(programs))
   rows = [
     {
-      'case': case.name,
+      'case': program.case.name,
       'method': method,
       'layout': layout.name,
       'devices': layout.num_devices,
       'compile_s': program.seconds,
-      **count(case, program),
+      **count(program),
     }
     for method, program in programs.items()
   ]
   if num_steps:
-    seconds = measure(case, programs, num_steps)
+    seconds = measure(programs, num_steps)
     for row in rows:
       times = seconds[row['method']]
-      ratios = times / seconds['adamw']
+      ratios = times / seconds[first]
       row |= {
         'steps': num_steps,
         'ms': float(np.median(times)) * 1e3,
@@ -393,15 +366,15 @@ def bench(case, layout, num_steps=0):
 
 
 def table(rows):
-  """A Markdown table of the rows of `bench`; ratios are to AdamW's row."""
-  base = {}
+  """A Markdown table of the rows of `bench`; ratios are to the first row's."""
   lines = []
+  first = rows[0]
   for row in rows:
-    if row['method'] == 'adamw':
-      base = row
+    if row['method'] == rows[0]['method']:
+      first = row
 
-    def ratio(key, row=row, base=base):
-      return f'{row[key] / base[key]:.2f}' if base[key] else '-'
+    def ratio(key, row=row, first=first):
+      return f'{row[key] / first[key]:.2f}' if first[key] else '-'
 
     time_cells = ['-', '-']
     if 'ms' in row:
@@ -441,37 +414,6 @@ def table(rows):
     'state B/param',
   ]
   return report.markdown([titles, *lines])
-
-
-def topology(name):
-  """A TPU's devices, for the compiler alone.
-
-  Args:
-    name: such as 'v5e:4x4', 'v5p:4x4x4' or 'v6e:16x16'.
-
-  Raises:
-    ModuleNotFoundError: libtpu is not installed.
-    ValueError: libtpu knows no such topology.
-  """
-  if importlib.util.find_spec('libtpu') is None:
-    raise ModuleNotFoundError(
-      "--topology needs libtpu; install it with pip install '.[tpu]'."
-    )
-  # There is no TPU to ask for its neighbours.
-  os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
-  os.environ.setdefault('TPU_WORKER_HOSTNAMES', 'localhost')
-  # Nor one that only one process may have.
-  os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
-  from jax.experimental import topologies
-
-  try:
-    found = topologies.get_topology_desc(topology_name=name, platform='tpu')
-  except Exception as error:  # of the plugin's own types
-    reason = ' '.join(str(error).split())[:150]
-    raise ValueError(
-      f'--topology={name} is none that libtpu knows: {reason}'
-    ) from None
-  return found.devices
 
 
 GROWTH = {
@@ -536,8 +478,8 @@ def plot_growth(rows, path):
     figure.subplots(1, len(panels)), panels, strict=True
   ):
     for method in METHODS:
-      found = [r for r in rows if (r['axis'], r['method']) == (axis, method)]
-      x, y = [r['x'] for r in found], [r[key] for r in found]
+      own = [r for r in rows if (r['axis'], r['method']) == (axis, method)]
+      x, y = [r['x'] for r in own], [r[key] for r in own]
       axes.plot(x, y, marker='o', markersize=3, label=method)
     axes.set(xscale='log', yscale='log', xlabel=label, ylabel=unit)
     if axis in ('devices', 'topology'):
@@ -568,10 +510,10 @@ flags.DEFINE_list(
 flags.DEFINE_bool('growth', False, 'Ever larger models, instead of a case.')
 flags.DEFINE_string('output_dir', 'runs/benchmark', 'For rows and tables.')
 flags.DEFINE_integer(
-  'batch_size', 4096, "Of a study's step, on all chips.", lower_bound=1
-)
-flags.DEFINE_integer(
-  'classes', 345, "Of a study's head; DomainNet's.", lower_bound=1
+  'batch_size',
+  None,
+  "Of a study's step, on all devices; its own, and 4096 of a topology.",
+  lower_bound=1,
 )
 flags.DEFINE_list('methods', ['adamw', 'spd_1'], 'Of the study.')
 
@@ -580,10 +522,12 @@ def _check_flags():
   """Refuses a flag that has no effect beside the others."""
   unused = {}
   if FLAGS.config:
-    names = ('case', 'model', 'dtype', 'growth', 'steps')
+    names = ('case', 'model', 'dtype', 'growth')
     unused |= dict.fromkeys(names, '--config')
+    if FLAGS.topology:
+      unused['steps'] = '--topology'
   else:
-    names = ('batch_size', 'classes', 'methods')
+    names = ('batch_size', 'methods')
     unused |= dict.fromkeys(names, 'no --config')
     if FLAGS.growth:
       names = ('case', 'model', 'dtype', 'layout')
@@ -612,20 +556,20 @@ def _main(argv):
   if FLAGS.topology:
     jax.config.update('jax_platforms', 'cpu')  # not a TPU that is not there
   folder = pathlib.Path(FLAGS.output_dir).expanduser()
-  names = FLAGS.layout or ['replicated', *(['fsdp'] if FLAGS.config else [])]
+  slices = FLAGS.config and FLAGS.topology
+  names = FLAGS.layout or ['replicated', *(['fsdp'] if slices else [])]
+  batch_size = FLAGS.batch_size or (4096 if slices else 0)
   try:
-    if FLAGS.config and not FLAGS.topology:
-      raise ValueError('--config is for --topology; name the slices of TPUs.')
     _check_flags()
     folder.mkdir(parents=True, exist_ok=True)
-    topologies = {name: topology(name) for name in FLAGS.topology}
+    topologies = {name: topology.devices(name) for name in FLAGS.topology}
     layouts = [
       (kind, parallel.layout(name, devices))
       for kind, devices in (topologies or {None: jax.devices()}).items()
       for name in names
     ]
     if FLAGS.config:
-      slices.check(FLAGS.config, FLAGS.methods, FLAGS.batch_size)
+      topology.check(FLAGS.config, FLAGS.methods, batch_size)
   except (OSError, ValueError, ModuleNotFoundError) as error:
     sys.exit(f'benchmark: {error}')
   about, rows = report.provenance(), []
@@ -633,30 +577,31 @@ def _main(argv):
   for name in ('XLA_FLAGS', 'GLIBC_TUNABLES'):
     about[name] = os.environ.get(name, '')
 
-  def add(found, show=table, **more):
-    found = [{**more, **about, **row} for row in found]
-    rows.extend(found)
+  def add(new, show=table, **more):
+    new = [{**more, **about, **row} for row in new]
+    rows.extend(new)
     report.write_jsonl(folder / 'rows.jsonl', rows)
-    print(show(found), '\n', flush=True)
+    print(show(new), '\n', flush=True)
 
-  if FLAGS.config:
+  if slices:
     for kind, layout in layouts:
-      found = slices.rows(
-        FLAGS.config, FLAGS.methods, layout, FLAGS.classes, count_program
-      )
-      add(found, slices.table, topology=kind)
-    print(f'{slices.table(rows)}\n\n{folder}/: rows.jsonl')
+      new = topology.rows(FLAGS.config, FLAGS.methods, layout)
+      add(new, topology.table, topology=kind)
+    print(f'{topology.table(rows)}\n\n{folder}/: rows.jsonl')
     return
-  if FLAGS.growth:
-    for axis, x, found in growth(FLAGS.steps, topologies):
-      add(found, axis=axis, x=x)
+  if FLAGS.config:
+    for _, layout in layouts:
+      add(bench_study(FLAGS.config, FLAGS.methods, layout, FLAGS.steps))
+  elif FLAGS.growth:
+    for axis, x, new in growth(FLAGS.steps, topologies):
+      add(new, axis=axis, x=x)
     plot_growth(rows, folder / 'growth.png')
   else:
     for name in FLAGS.case:
       case = make_case(name, FLAGS.model, FLAGS.dtype)
       for kind, layout in layouts:
-        found = bench(case, layout, 0 if kind else FLAGS.steps)
-        add(found, **({'topology': kind} if kind else {}))
+        new = bench(case, layout, 0 if kind else FLAGS.steps)
+        add(new, **({'topology': kind} if kind else {}))
   print(
     'ratio: of the time, to adamw, median over rounds and quartiles. bytes: as '
     'the\ncompiler counts them, HBM: those to and from main memory, both to '
@@ -666,5 +611,7 @@ def _main(argv):
 
 
 if __name__ == '__main__':
-  cli.define_config('benchmark', default=None, unread=slices.UNREAD)
+  for_slices = any(a.lstrip('-').startswith('topology') for a in sys.argv)
+  unread = (*topology.UNREAD, *(topology.TRIED if for_slices else ()))
+  cli.define_config('benchmark', default=None, unread=unread)
   cli.run('benchmark', _main)

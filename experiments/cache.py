@@ -25,7 +25,7 @@ def run_lower_blocks(task, model, sets, batch_size, layout, progress):
     sets: `{name: EvalSet}`.
     batch_size: of every call; the devices divide it.
     layout: a `parallel.Layout`.
-    progress: (total, description) -> a context with `update(n)`.
+    progress: as `study.load` takes it.
 
   Returns:
     `{name: EvalSet}`, of the same rows in the same order.
@@ -35,7 +35,7 @@ def run_lower_blocks(task, model, sets, batch_size, layout, progress):
     jax.jit(functools.partial(_lower, task, graphdef)), layout.put(state)
   )
   cached, total = {}, sum(len(s.source) for s in sets.values())
-  with progress(total, 'lower blocks, run once') as bar:
+  with progress(total, 'lower blocks, run once', 'example') as bar:
     for name, eval_set in sets.items():
       columns = evaluate.apply(
         function, eval_set, batch_size, layout, bar.update

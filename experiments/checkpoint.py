@@ -168,11 +168,11 @@ class Checkpoints:
       name: np.array([metrics[name] for metrics in history], np.float32)
       for name in history[0]
     }
-    kept = {'run': self._run, 'about': dataclasses.asdict(about)}
+    entry = {'run': self._run, 'about': dataclasses.asdict(about)}
     args = ocp.args.Composite(
       state=ocp.args.StandardSave(state._asdict()),
       history=ocp.args.StandardSave(columns),
-      run=ocp.args.JsonSave(kept),
+      run=ocp.args.JsonSave(entry),
     )
     self._write(lambda: self._manager.save(about.step, args=args, force=True))
 
@@ -193,11 +193,11 @@ class Checkpoints:
     except jax.errors.JaxRuntimeError:  # of a process that is gone
       raise
     except Exception as error:  # of tensorstore's, Orbax's and Python's types
-      kept = sorted(p.name for p in self._folder.glob('*') if p.name.isdigit())
-      kept = ', '.join(kept) or 'none'
+      steps = sorted(p.name for p in self._folder.glob('*') if p.name.isdigit())
+      steps = ', '.join(steps) or 'none'
       raise OSError(
         f'A checkpoint cannot be written to {self._folder}: {_line(error)} '
-        f'Those before it are untouched: {kept}. Make room, and run the same '
+        f'Those before it are untouched: {steps}. Make room, and run the same '
         'command.'
       ) from error
 

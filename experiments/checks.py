@@ -37,10 +37,10 @@ def normalise(config, defaults, files=()):
     config.update_from_flattened_dict({key: path})
 
 
-def _compare(where, found, known):
-  if not isinstance(found, ConfigDict):
-    raise ValueError(f'{where} is {found!r}; it has the keys of base.method.')
-  for key in found:
+def _compare(where, config, known):
+  if not isinstance(config, ConfigDict):
+    raise ValueError(f'{where} is {config!r}; it has the keys of base.method.')
+  for key in config:
     if key not in known:
       close = difflib.get_close_matches(key, known, 1)
       hint = (
@@ -48,7 +48,7 @@ def _compare(where, found, known):
       )
       raise ValueError(f'{where}.{key} is no key of a study; {hint}?')
   for key in known:
-    if key not in found:
+    if key not in config:
       raise ValueError(
         f'{where}.{key} is missing; change single keys of {where}, not all of '
         'it.'

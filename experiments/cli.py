@@ -199,7 +199,7 @@ def check_output(folder):
     ) from error
 
 
-def progress(total, description, unit='image'):
+def progress(total, description, unit):
   return tqdm(
     total=total,
     disable=jax.process_index() > 0,

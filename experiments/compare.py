@@ -76,6 +76,8 @@ def run(config, fine_tuning, save=lambda rows: None):
 
     def count(history, layers):
       del layers
+      if len(history) == 1:
+        bar.set_description(f'{label}, seed {seed}')
       bar.set_postfix(loss=f'{history[-1]["loss"]:.3f}', refresh=False)
       bar.update()
 
@@ -83,7 +85,7 @@ def run(config, fine_tuning, save=lambda rows: None):
       done = {}
       for name, method in methods.items():
         label = report.label(method)
-        bar.set_description(f'{label}, seed {seed}')
+        bar.set_description(f'{label}, seed {seed}: compilation')
         if method.average_of:
           tuning, averaged = done[method.average_of]
           result = runs.average(config, tuning, name, averaged)

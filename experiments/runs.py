@@ -34,27 +34,43 @@ def adapt(fine_tuning, method, seed):
   """
   if not method.lora:
     return fine_tuning
-  trained = dict(nnx.to_flat_state(fine_tuning.pretrained))
-  model = lora.add(
+  before = dict(nnx.to_flat_state(fine_tuning.pretrained))
+  model, trained = adapt_model(
     nnx.merge(fine_tuning.graphdef, fine_tuning.pretrained, fine_tuning.frozen),
-    method.lora,
-    method.lora_alpha,
-    modules=method.lora_modules,
-    dropout=method.lora_dropout,
-    within=lambda path, _: path in trained,
-    rngs=nnx.Rngs(seed),
+    lambda path, _: path in before,
+    method,
+    seed,
   )
-  graphdef, params, frozen = nnx.split(
-    model, nnx.Any(nnx.LoRAParam, lambda path, _: path[0] == 'head'), ...
-  )
+  graphdef, params, frozen = nnx.split(model, trained, ...)
   return dataclasses.replace(
     fine_tuning,
     graphdef=graphdef,
     pretrained=fine_tuning.layout.put(params),
     frozen=frozen,
     interpolate=averages.lora,
-    scale=method.lora_alpha / method.lora,
+    scale=scale(method),
   )
+
+
+def scale(method):
+  """What a method's product B A is multiplied by; 1 where there is none."""
+  return method.lora_alpha / method.lora if method.lora else 1.0
+
+
+def adapt_model(model, trained, method, seed):
+  """The same of a model and the NNX filter of what is trained of it."""
+  if not method.lora:
+    return model, trained
+  model = lora.add(
+    model,
+    method.lora,
+    method.lora_alpha,
+    modules=method.lora_modules,
+    within=trained,
+    dropout=method.lora_dropout,
+    rngs=nnx.Rngs(seed),
+  )
+  return model, nnx.Any(nnx.LoRAParam, lambda path, _: path[0] == 'head')
 
 
 def run(

@@ -58,7 +58,7 @@ def load(config, sources, progress):
   Args:
     config: a study that `check` accepted.
     sources: as `check` returned them.
-    progress: (total, description) -> a context with `update(n)`.
+    progress: (total, description, unit) -> a context with `update(n)`.
 
   Returns:
     A `train.FineTuning`.
@@ -67,7 +67,9 @@ def load(config, sources, progress):
     ValueError, OSError: of a checkpoint or an example that cannot be read.
   """
   layout = parallel.layout(config.layout)
-  parts = kind(config).build(config, sources)
+  with progress(1, 'pretrained weights', 'model') as bar:
+    parts = kind(config).build(config, sources)
+    bar.update()
   sets = parts.sets
   if config.first_block:
     sets = cache.run_lower_blocks(

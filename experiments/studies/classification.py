@@ -152,7 +152,7 @@ def _fit_head(config, task, model, sets, layout, progress):
 
   names = ('train', 'val')
   total = sum(len(sets[name].source) for name in names)
-  with progress(total, 'features of the linear probe') as bar:
+  with progress(total, 'features of the linear probe', 'image') as bar:
     columns = [
       evaluate.apply(
         functools.partial(features, state),
@@ -163,11 +163,13 @@ def _fit_head(config, task, model, sets, layout, progress):
       )
       for name in names
     ]
-  head = heads.linear_probe(
-    *((part['features'], part['label']) for part in columns),
-    classification.METRICS[config.metrics[0]],
-    balanced=config.balanced_loss,
-  )
+  with progress(1, 'linear probe', 'fit') as bar:
+    head = heads.linear_probe(
+      *((part['features'], part['label']) for part in columns),
+      classification.METRICS[config.metrics[0]],
+      balanced=config.balanced_loss,
+    )
+    bar.update()
   # To the last bit the same in every process.
   head = multihost_utils.broadcast_one_to_all(head)
   model.head.kernel[...], model.head.bias[...] = head

@@ -68,6 +68,27 @@ METHOD = [
       ('train', 'head'),
       ('layer_decay', 0.5),
       ('starts_from', 'adamw'),
+      ('lora', 4),
+    )
+  ),
+  ({'optimizer': 'adam', 'lora': 4}, {'train': 'head'}, 'are not trained'),
+  *(
+    ({'optimizer': 'adam', 'lora': 4, key: value}, {'lora': 0}, 'is no LoRA')
+    for key, value in (
+      ('lora_alpha', 8.0),
+      ('lora_dropout', 0.1),
+      ('lora_modules', 'x'),
+    )
+  ),
+  *(
+    (
+      {'optimizer': 'adam', 'lora': 4, 'spd': 1.0, 'anchor': 'origin'},
+      in_vain,
+      message,
+    )
+    for in_vain, message in (
+      ({'lora': 0}, 'and there are none'),
+      ({'spd': None}, 'of SPD, which is off'),
     )
   ),
   ({'average_of': 'adamw', 'alpha': 0.2}, {'average_of': ''}, 'nothing is ave'),
@@ -105,6 +126,12 @@ def config(monkeypatch):
   )
   config.model.name = 'clip_b16'
   return config
+
+
+def check_keys(config):
+  """What can be told without a file of data."""
+  study._check_keys(config)
+  classification._check_keys(config)
 
 
 def check_effects(config):
@@ -154,14 +181,14 @@ def test_keys_of_a_method(config, changes, in_vain, message):
 )
 def test_studies_that_are_shipped(config):
   """And with the flags that leave keys of theirs without effect."""
-  study.shapes(config)
+  check_keys(config)
   for block in (0, config.first_block):
     config.first_block = block
-    study.shapes(config)
+    check_keys(config)
   for name in list(config.methods):
     if not config.methods[name].optimizer:
       del config.methods[name]
-  study.shapes(config)
+  check_keys(config)
 
 
 def test_workers_that_have_nothing_to_read(tmp_path):
@@ -184,13 +211,16 @@ def test_workers_that_have_nothing_to_read(tmp_path):
     ('methods.adamw.weight_decay', -0.1, 'is from 0 to inf'),
     ('methods.spd_1.spd', -1.0, 'is from 0 to inf'),
     ('methods.wise_ft.alpha', 1.5, 'is from 0 to 1'),
+    ('methods.lora.lora', -1, 'is from 0 to inf'),
+    ('methods.lora.lora_dropout', 1.0, '0 or more, below 1'),
+    ('methods.lora.anchor', 'x', 'it must be one of start, origin'),
   ],
 )
 def test_values_out_of_range(key, value, message):
   config = elpv.get_config()
   config.update_from_flattened_dict({key: value})
   with pytest.raises(ValueError, match=message):
-    study.shapes(config)
+    check_keys(config)
 
 
 def test_keys_that_no_study_has():

@@ -17,7 +17,7 @@ def run(program, arguments):
       os.dup2(printed.fileno(), 2)
       sys.argv[1:] = arguments
       for flag in ('case', 'model', 'dtype', 'layout', 'steps', 'topology',
-                   'growth', 'output_dir', 'batch_size', 'classes', 'methods'):
+                   'growth', 'output_dir', 'batch_size', 'methods'):
         delattr(benchmark.FLAGS, flag)  # of the import
       try:
         runpy.run_module(f'experiments.{program}', run_name='__main__',
@@ -88,7 +88,7 @@ LINES = [
   ('benchmark', ['--config.x=1'], "Unknown command line flag 'config.x'"),
   ('benchmark', ['--config=elpv', '--config.x=1'], "is 'x'"),
   ('benchmark', ['--config=elpv', '--config.train.limit=1'], 'not read it'),
-  ('benchmark', ['--config=elpv', '--config.batch_size=8'], 'not read it'),
+  ('benchmark', ['--config=elpv', '--config.eval_every=8'], 'not read it'),
   ('benchmark', ['--batch_size=8'], '--batch_size has no effect with no --co'),
   ('benchmark', ['--case=lora', '--dtype=bfloat16'], 'with --case=lora'),
   ('report', [], 'ROWS.jsonl'),

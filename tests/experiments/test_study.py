@@ -373,6 +373,22 @@ def test_methods_that_hang_on_others(config):
     study.check(config)
 
 
+def test_lora_starts_from_lora(config):
+  config.methods.b = base.method(
+    '', optimizer='adam', lora=4, starts_from='adamw'
+  )
+  with pytest.raises(
+    ValueError, match=r"b\.lora is 4, and it starts from 'adamw', where it is 0"
+  ):
+    study.check(config)
+
+
+def test_the_number_of_classes_is_the_training_set_s(config):
+  config.num_classes = 4
+  with pytest.raises(ValueError, match='is 4, the training set has 3; set it'):
+    study.check(config)
+
+
 def test_every_model_has_a_config():
   for name in clip.CONFIGS:
     assert vit.CONFIGS[name].projection == clip.CONFIGS[name].projection

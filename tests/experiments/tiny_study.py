@@ -55,6 +55,7 @@ def get_config(arg=''):
     data_dir=arg,
     output_dir='runs/tiny',
     image_size=20,
+    num_classes=3,
     head='zeros',
     train=part(0),
     val=part(1),
