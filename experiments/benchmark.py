@@ -4,23 +4,21 @@ python -m experiments.benchmark [--case=optimizer|train|lora] [--model=vit_b16]
     [--dtype=float32|bfloat16] [--layout=replicated,fsdp] [--growth]
     [--batch_size=N] [--image_size=N] [--topology=v5e:4x4,...] [--steps=N]
     [--in_flight=N] [--output_dir=DIR]
-python -m experiments.benchmark --config=STUDY --topology=v5e:4x4,...
+python -m experiments.benchmark --config=STUDY [--methods=A,B]
+    [--batch_size=N] [--topology=v5e:4x4,...] [--steps=N]
 
 Every method takes the same step, A B A B, so that a noisy machine favours none;
 ratios are to AdamW's step of the same round. `--topology` compiles for TPUs
 that need not be there, and counts (extra `tpu`). Prints a table, and writes its
 rows to --output_dir. `--growth` does so for ever larger models and ever more
 devices, with a plot; topologies come after the devices here. With `--config`
-it is the train step of a study, and whether a slice of TPUs has room for it.
+it is the train step of a study, as `experiments.train` takes it, on this
+machine; or, by the TPU compiler, whether a slice of TPUs has room for it.
 """
 
-import collections
-import dataclasses
-import importlib.util
 import math
 import os
 import pathlib
-import re
 import sys
 import time
 from typing import Any, NamedTuple
@@ -32,8 +30,9 @@ import optax
 from absl import flags
 from flax import nnx
 
-from experiments import cli, parallel, report, slices
-from experiments.models import heads, vit
+from experiments import cli, parallel, report, study, topology, train
+from experiments.configs import base, images
+from experiments.models import lora, vit
 from optax_spd import adam_spd, spd
 
 _RATE = 2e-5
@@ -81,32 +80,23 @@ def optimizer_case(name, params):
   return Case(name, make_step, params)
 
 
-def train_case(name, model, trained, batch_size, image_size, anchor=None):
-  """A whole train step of a classifier.
+def train_case(name, parts, trained, batch_size, anchor=None):
+  """A whole train step.
 
   Args:
     name: of its rows.
-    model: a `heads.Classifier` of `jax.ShapeDtypeStruct`s.
+    parts: the `studies.base.Parts` of a study, in shapes.
     trained: NNX filter of what is trained.
-    batch_size: images.
-    image_size: their side, in pixels.
+    batch_size: examples.
     anchor: as for `optax_spd.spd`.
   """
-  graphdef, params, frozen = nnx.split(model, trained, ...)
-  pixels = (batch_size, image_size, image_size, 3)
-  batch = {
-    'image': jax.ShapeDtypeStruct(pixels, jnp.float32),
-    'label': jax.ShapeDtypeStruct((batch_size,), jnp.int32),
-  }
+  graphdef, params, frozen = nnx.split(parts.model, trained, ...)
 
   def make_step(tx):
     def step(opt_state, params, batch, frozen):
       def loss_fn(params):
         model = nnx.merge(graphdef, params, frozen)
-        logits = model(model.backbone.embed(batch['image']))
-        return optax.softmax_cross_entropy_with_integer_labels(
-          logits, batch['label']
-        ).mean()
+        return parts.task.loss(model, batch, jax.random.key(0))
 
       grads = jax.grad(loss_fn)(params)
       updates, opt_state = tx.update(grads, opt_state, params)
@@ -114,31 +104,27 @@ def train_case(name, model, trained, batch_size, image_size, anchor=None):
 
     return step
 
+  batch = topology.batch(parts.example, batch_size)
   return Case(name, make_step, params, batch, frozen, anchor)
 
 
-def classifier(model, lora_rank=0, dtype='float32'):
-  """A ViT of `vit.CONFIGS` and a head of ten classes, in shapes.
+def classifier(model, dtype='float32', image_size=0):
+  """The `studies.base.Parts` of ten classes of images, in shapes.
 
-  With a `lora_rank`, queries and values are adapted by Flax's LoRA. It computes
-  in `dtype`; its parameters are float32.
+  Args:
+    model: key of `vit.CONFIGS`.
+    dtype: that it computes in; its parameters are float32.
+    image_size: in pixels; 0 for what it was pretrained on.
   """
-
-  def make():
-    rngs = nnx.Rngs(0)
-    config = dataclasses.replace(vit.CONFIGS[model], dtype=dtype)
-    backbone = vit.ViT(config, rngs=rngs)
-    width = backbone.config.width
-    for block in backbone.blocks if lora_rank else ():
-      for name in ('query', 'value'):
-        base = getattr(block.attn, name)
-        adapted = nnx.LoRA(
-          width, lora_rank, width, base_module=base, dtype=dtype, rngs=rngs
-        )
-        setattr(block.attn, name, adapted)
-    return heads.Classifier(backbone, 10)
-
-  return nnx.eval_shape(make)
+  config = images.base()
+  config.model.update(name=model, pretrained='none', dtype=dtype)
+  config.update(
+    head='zeros',
+    num_classes=10,
+    image_size=image_size or vit.CONFIGS[model].image_size,
+    methods={'adamw': base.method('AdamW', optimizer='adamw')},
+  )
+  return study.shapes(config)
 
 
 def make_case(name, model, dtype, batch_size=None, image_size=None):
@@ -154,7 +140,7 @@ def make_case(name, model, dtype, batch_size=None, image_size=None):
   """
   if name == 'optimizer':
     model = model or 'vit_b16'
-    params = nnx.state(classifier(model), nnx.Param)
+    params = nnx.state(classifier(model).model, nnx.Param)
     params = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype)), params
     )
@@ -162,15 +148,21 @@ def make_case(name, model, dtype, batch_size=None, image_size=None):
   model = model or 'dinov2_s14'
   batch_size = batch_size or 32
   image_size = image_size or 6 * vit.CONFIGS[model].patch_size
-  is_lora = name == 'lora'
+  title = (
+    f'train step, {model}, {dtype}, {batch_size} images of {image_size} px'
+  )
+  parts = classifier(model, dtype, image_size)
+  if name == 'train':
+    return train_case(title, parts, nnx.Param, batch_size)
+  adapted = lora.add(
+    parts.model, 8, 16, modules=r'.*\.attn\.(query|value)', rngs=nnx.Rngs(0)
+  )
   return train_case(
-    f'{"LoRA " * is_lora}train step, {model}, {dtype}, {batch_size} images of '
-    f'{image_size} px',
-    classifier(model, lora_rank=8 * is_lora, dtype=dtype),
-    nnx.LoRAParam if is_lora else nnx.Param,
+    f'LoRA {title}',
+    parts._replace(model=topology.abstract(adapted)),
+    nnx.LoRAParam,
     batch_size,
-    image_size,
-    anchor='origin' if is_lora else None,
+    'origin',
   )
 
 
@@ -178,16 +170,20 @@ class Program(NamedTuple):
   """A compiled step of one method.
 
   Attributes:
+    case: that it is of.
     compiled: opt_state, params, batch, frozen -> opt_state, params.
     tx: the method.
     shardings: of the four arguments.
     seconds: to trace and lower it, and to compile it.
+    call: the same function where `compiled` takes other arguments.
   """
 
+  case: Case
   compiled: Any
   tx: Any
   shardings: Any
   seconds: float
+  call: Any = None
 
 
 def compile_step(case, method, layout):
@@ -222,18 +218,54 @@ def compile_step(case, method, layout):
   start = time.perf_counter()
   lowered = step.lower(opt_state, case.params, batch, case.frozen)
   compiled = lowered.compile()
-  return Program(compiled, tx, shardings, time.perf_counter() - start)
+  seconds = time.perf_counter() - start
+  return Program(case, compiled, tx, shardings, seconds)
+
+
+def compile_study(config, name, layout):
+  """Compiles the train step of a study's method, as `train` takes it.
+
+  Args:
+    config: that `topology.check` accepted.
+    name: key of `config.methods`.
+    layout: a `parallel.Layout`, of devices.
+
+  Returns:
+    A `Program`.
+  """
+  start = time.perf_counter()
+  args = topology.arguments(config, name, layout)
+  compiled = train.jit_step.lower(*args).compile()
+  seconds = time.perf_counter() - start
+  step, frozen, params, state, batch, *_, hyperparams = args
+  rest = []  # of the state: the running average, and whether all is finite
+
+  def call(opt_state, params, batch, constants):
+    frozen, theta_0 = constants
+    if not rest:
+      average = layout.put(params) if config.ema else None
+      rest[:] = average, layout.put(jnp.array(True))
+    state = train.State(params, opt_state, *rest)
+    state, _ = compiled(frozen, theta_0, state, batch, 0, 1, hyperparams)
+    rest[:] = state.average, state.finite
+    return state.opt_state, state.params
+
+  case = Case(config.title, None, params, batch, (frozen, params))
+  shardings = jax.tree.map(
+    lambda x: x.sharding, (state.opt_state, params, batch, case.frozen)
+  )
+  tx = step.method.make(**hyperparams)
+  return Program(case, compiled, tx, shardings, seconds, call)
 
 
 def _all(tree, sharding):
   return jax.tree.map(lambda _: sharding, tree)
 
 
-def measure(case, programs, num_steps, in_flight=1):
+def measure(programs, num_steps, in_flight=1):
   """Times the steps, one of each program in turn.
 
   Args:
-    case: a `Case`.
     programs: `{method: Program}`.
     num_steps: of each, after two that are not counted.
     in_flight: steps that are sent off before one is waited for, which count as
@@ -250,15 +282,14 @@ def measure(case, programs, num_steps, in_flight=1):
       return rng.normal(0, 0.02, leaf.shape).astype(leaf.dtype)
     return np.zeros(leaf.shape, leaf.dtype)
 
-  params, frozen = (
-    jax.tree.map(sample, tree) for tree in (case.params, case.frozen)
-  )
-  batch = jax.tree.map(
-    sample, case.params if case.batch is None else case.batch
-  )
   carries, constants = {}, {}
   for method, program in programs.items():
     on_state, on_params, on_batch, on_frozen = program.shardings
+    case = program.case
+    batch = case.params if case.batch is None else case.batch
+    params, batch, frozen = (
+      jax.tree.map(sample, tree) for tree in (case.params, batch, case.frozen)
+    )
     placed = jax.device_put(params, on_params)
     opt_state = jax.device_put(program.tx.init(placed), on_state)
     carries[method] = opt_state, placed
@@ -271,14 +302,16 @@ def measure(case, programs, num_steps, in_flight=1):
     for method, program in programs.items():
       start = time.perf_counter()
       for _ in range(in_flight):
-        carries[method] = program.compiled(*carries[method], *constants[method])
+        carries[method] = (program.call or program.compiled)(
+          *carries[method], *constants[method]
+        )
       jax.block_until_ready(carries[method])
       if i > 1:
         seconds[method].append((time.perf_counter() - start) / in_flight)
   return {method: np.array(times) for method, times in seconds.items()}
 
 
-def count(case, program):
+def count(program):
   """What does not depend on the machine's state.
 
   Returns:
@@ -286,90 +319,15 @@ def count(case, program):
     counts them), bytes moved to and from HBM, scratch bytes, each of a device;
     collectives, `{operation: how many}`; bytes of the optimizer's state.
   """
-  sizes = [x.size for x in jax.tree.leaves(case.params)]
-  state = jax.tree.leaves(jax.eval_shape(program.tx.init, case.params))
+  params = program.case.params
+  sizes = [x.size for x in jax.tree.leaves(params)]
+  state = jax.tree.leaves(jax.eval_shape(program.tx.init, params))
   return {
     'params': sum(sizes),
     'tensors': len(sizes),
-    **count_program(program.compiled),
+    **topology.count_program(program.compiled),
     'state_bytes': sum(x.size * x.dtype.itemsize for x in state),
   }
-
-
-def count_program(compiled):
-  """Of those the ones that are of the program, and of no state."""
-  costs, text = compiled.cost_analysis(), compiled.as_text()
-  return {
-    'flops': costs['flops'],
-    'bytes_accessed': costs['bytes accessed'],
-    'hbm_bytes': hbm_bytes(text),
-    'scratch_bytes': compiled.memory_analysis().temp_size_in_bytes,
-    'collectives': collectives(text),
-  }
-
-
-_WIDTHS = {'f32': 4, 's32': 4, 'u32': 4, 'bf16': 2, 'f16': 2, 'f64': 8}
-_ARRAY = re.compile(r'\b(\w+)\[([\d,]*)\](?:\{([^}]*)\})?')
-_INSTRUCTION = re.compile(
-  r'^ +(?:ROOT )?%([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)'
-)
-_FREE = ('parameter', 'tuple', 'get-tuple-element', 'bitcast', 'constant')
-
-
-def hbm_bytes(text):
-  """Bytes that a compiled program reads from and writes to main memory.
-
-  The compiler's own count takes every operand of every operation; on a TPU
-  many of them lie in the chip's vector memory, S(1) in a layout.
-
-  Args:
-    text: `compiled.as_text()`.
-  """
-  entry = text[text.index('\nENTRY') :]
-  found, total = {}, 0
-  for line in entry.splitlines():
-    match = _INSTRUCTION.match(line)
-    if not match:
-      continue
-    name, shape, operation, rest = match.groups()
-    arrays = [
-      (
-        math.prod(map(int, filter(None, dims.split(','))))
-        * _WIDTHS.get(dtype, 1),
-        'S(' in layout,
-      )
-      for dtype, dims, layout in _ARRAY.findall(shape)
-    ]
-    found[name] = arrays
-    if operation in _FREE or operation.endswith('-done'):
-      continue
-    if operation == 'custom-call' and 'ConcatBitcast' in rest:
-      continue
-    names = re.findall(r'%([\w.\-]+)', rest.split('), ')[0])
-    if operation == 'copy-start':  # (to, from, context)
-      moved = arrays[:2]
-    elif operation == 'slice-start':  # ((from), to, context)
-      size, on_chip = arrays[1]
-      moved = [(size, arrays[0][1]), (size, on_chip)]
-    else:
-      moved = arrays + [a for n in names for a in found.get(n, [])]
-    total += sum(size for size, on_chip in moved if not on_chip)
-  return total
-
-
-_COLLECTIVES = (
-  'all-reduce',
-  'all-gather',
-  'reduce-scatter',
-  'collective-permute',
-  'all-to-all',
-)
-
-
-def collectives(text):
-  """`{operation: how many}` of a compiled program."""
-  found = re.findall(rf' ({"|".join(_COLLECTIVES)})(?:-start)?\(', text)
-  return dict(collections.Counter(found))
 
 
 def bench(case, layout, num_steps=0, in_flight=1):
@@ -386,23 +344,43 @@ def bench(case, layout, num_steps=0, in_flight=1):
     the numbers of `count`; where steps were timed, ms (median), ratio to
     AdamW (median over rounds) and the ratio's quartiles.
   """
-  programs = {method: compile_step(case, method, layout) for method in METHODS}
+  return rows_of(
+    {method: compile_step(case, method, layout) for method in METHODS},
+    layout,
+    num_steps,
+    in_flight,
+  )
+
+
+def bench_study(config, names, layout, num_steps, in_flight=1):
+  """The same of the train step of a study; ratios are to the first method."""
+  return rows_of(
+    {name: compile_study(config, name, layout) for name in names},
+    layout,
+    num_steps,
+    in_flight,
+  )
+
+
+def rows_of(programs, layout, num_steps, in_flight=1):
+  """The rows of `{method: Program}`; see `bench`."""
+  first = next(iter(programs))
   rows = [
     {
-      'case': case.name,
+      'case': program.case.name,
       'method': method,
       'layout': layout.name,
       'devices': layout.num_devices,
       'compile_s': program.seconds,
-      **count(case, program),
+      **count(program),
     }
     for method, program in programs.items()
   ]
   if num_steps:
-    seconds = measure(case, programs, num_steps, in_flight)
+    seconds = measure(programs, num_steps, in_flight)
     for row in rows:
       times = seconds[row['method']]
-      ratios = times / seconds['adamw']
+      ratios = times / seconds[first]
       row |= {
         'steps': num_steps,
         'in_flight': in_flight,
@@ -415,15 +393,15 @@ def bench(case, layout, num_steps=0, in_flight=1):
 
 
 def table(rows):
-  """A Markdown table of the rows of `bench`; ratios are to AdamW's row."""
-  base = {}
+  """A Markdown table of the rows of `bench`; ratios are to the first row's."""
   lines = []
+  first = rows[0]
   for row in rows:
-    if row['method'] == 'adamw':
-      base = row
+    if row['method'] == rows[0]['method']:
+      first = row
 
-    def ratio(key, row=row, base=base):
-      return f'{row[key] / base[key]:.2f}' if base[key] else '-'
+    def ratio(key, row=row, first=first):
+      return f'{row[key] / first[key]:.2f}' if first[key] else '-'
 
     time_cells = ['-', '-']
     if 'ms' in row:
@@ -465,37 +443,6 @@ def table(rows):
     'state B/param',
   ]
   return report.markdown([titles, *lines])
-
-
-def topology(name):
-  """A TPU's devices, for the compiler alone.
-
-  Args:
-    name: such as 'v5e:4x4', 'v5p:4x4x4' or 'v6e:16x16'.
-
-  Raises:
-    ModuleNotFoundError: libtpu is not installed.
-    ValueError: libtpu knows no such topology.
-  """
-  if importlib.util.find_spec('libtpu') is None:
-    raise ModuleNotFoundError(
-      "--topology needs libtpu; install it with pip install '.[tpu]'."
-    )
-  # There is no TPU to ask for its neighbours.
-  os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
-  os.environ.setdefault('TPU_WORKER_HOSTNAMES', 'localhost')
-  # Nor one that only one process may have.
-  os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
-  from jax.experimental import topologies
-
-  try:
-    found = topologies.get_topology_desc(topology_name=name, platform='tpu')
-  except Exception as error:  # of the plugin's own types
-    reason = ' '.join(str(error).split())[:150]
-    raise ValueError(
-      f'--topology={name} is none that libtpu knows: {reason}'
-    ) from None
-  return found.devices
 
 
 GROWTH = {
@@ -560,8 +507,8 @@ def plot_growth(rows, path):
     figure.subplots(1, len(panels)), panels, strict=True
   ):
     for method in METHODS:
-      found = [r for r in rows if (r['axis'], r['method']) == (axis, method)]
-      x, y = [r['x'] for r in found], [r[key] for r in found]
+      own = [r for r in rows if (r['axis'], r['method']) == (axis, method)]
+      x, y = [r['x'] for r in own], [r[key] for r in own]
       axes.plot(x, y, marker='o', markersize=3, label=method)
     axes.set(xscale='log', yscale='log', xlabel=label, ylabel=unit)
     if axis in ('devices', 'topology'):
@@ -608,11 +555,9 @@ flags.DEFINE_string('output_dir', 'runs/benchmark', 'For rows and tables.')
 flags.DEFINE_integer(
   'batch_size',
   None,
-  "Of a train step, 32; of a study's, on all chips, 4096.",
+  "Of a train step, 32; of a study's, on all devices, its own, and 4096 of a "
+  'topology.',
   lower_bound=1,
-)
-flags.DEFINE_integer(
-  'classes', 345, "Of a study's head; DomainNet's.", lower_bound=1
 )
 flags.DEFINE_list('methods', ['adamw', 'spd_1'], 'Of the study.')
 
@@ -622,10 +567,12 @@ def _check_flags():
   unused = {}
   images = ('batch_size', 'image_size')
   if FLAGS.config:
-    names = ('case', 'model', 'dtype', 'image_size', 'growth', 'steps')
-    unused |= dict.fromkeys((*names, 'in_flight'), '--config')
+    names = ('case', 'model', 'dtype', 'image_size', 'growth')
+    unused |= dict.fromkeys(names, '--config')
+    if FLAGS.topology:
+      unused['steps'] = unused['in_flight'] = '--topology'
   else:
-    unused |= dict.fromkeys(('classes', 'methods'), 'no --config')
+    unused['methods'] = 'no --config'
     if FLAGS.growth:
       names = ('case', 'model', 'dtype', 'layout', 'in_flight', *images)
       unused |= dict.fromkeys(names, '--growth')
@@ -652,20 +599,20 @@ def _main(argv):
   if FLAGS.topology:
     jax.config.update('jax_platforms', 'cpu')  # not a TPU that is not there
   folder = pathlib.Path(FLAGS.output_dir).expanduser()
-  names = FLAGS.layout or ['replicated', *(['fsdp'] if FLAGS.config else [])]
+  slices = FLAGS.config and FLAGS.topology
+  names = FLAGS.layout or ['replicated', *(['fsdp'] if slices else [])]
+  batch_size = FLAGS.batch_size or (4096 if slices else 0)
   try:
-    if FLAGS.config and not FLAGS.topology:
-      raise ValueError('--config is for --topology; name the slices of TPUs.')
     _check_flags()
     folder.mkdir(parents=True, exist_ok=True)
-    topologies = {name: topology(name) for name in FLAGS.topology}
+    topologies = {name: topology.devices(name) for name in FLAGS.topology}
     layouts = [
       (kind, parallel.layout(name, devices))
       for kind, devices in (topologies or {None: jax.devices()}).items()
       for name in names
     ]
     if FLAGS.config:
-      slices.check(FLAGS.config, FLAGS.methods, FLAGS.batch_size or 4096)
+      topology.check(FLAGS.config, FLAGS.methods, batch_size)
   except (OSError, ValueError, ModuleNotFoundError) as error:
     sys.exit(f'benchmark: {error}')
   about, rows = report.provenance(), []
@@ -673,23 +620,28 @@ def _main(argv):
   for name in ('XLA_FLAGS', 'GLIBC_TUNABLES'):
     about[name] = os.environ.get(name, '')
 
-  def add(found, show=table, **more):
-    found = [{**more, **about, **row} for row in found]
-    rows.extend(found)
+  def add(new, show=table, **more):
+    new = [{**more, **about, **row} for row in new]
+    rows.extend(new)
     report.write_jsonl(folder / 'rows.jsonl', rows)
-    print(show(found), '\n', flush=True)
+    print(show(new), '\n', flush=True)
 
-  if FLAGS.config:
+  if slices:
     for kind, layout in layouts:
-      found = slices.rows(
-        FLAGS.config, FLAGS.methods, layout, FLAGS.classes, count_program
-      )
-      add(found, slices.table, topology=kind)
-    print(f'{slices.table(rows)}\n\n{folder}/: rows.jsonl')
+      new = topology.rows(FLAGS.config, FLAGS.methods, layout)
+      add(new, topology.table, topology=kind)
+    print(f'{topology.table(rows)}\n\n{folder}/: rows.jsonl')
     return
-  if FLAGS.growth:
-    for axis, x, found in growth(FLAGS.steps, topologies):
-      add(found, axis=axis, x=x)
+  if FLAGS.config:
+    for _, layout in layouts:
+      add(
+        bench_study(
+          FLAGS.config, FLAGS.methods, layout, FLAGS.steps, FLAGS.in_flight
+        )
+      )
+  elif FLAGS.growth:
+    for axis, x, new in growth(FLAGS.steps, topologies):
+      add(new, axis=axis, x=x)
     plot_growth(rows, folder / 'growth.png')
   else:
     for name in FLAGS.case:
@@ -698,8 +650,8 @@ def _main(argv):
       )
       for kind, layout in layouts:
         steps = 0 if kind else FLAGS.steps
-        found = bench(case, layout, steps, FLAGS.in_flight)
-        add(found, **({'topology': kind} if kind else {}))
+        new = bench(case, layout, steps, FLAGS.in_flight)
+        add(new, **({'topology': kind} if kind else {}))
   print(
     'ratio: of the time, to adamw, median over rounds and quartiles. bytes: as '
     'the\ncompiler counts them, HBM: those to and from main memory, both to '
@@ -709,5 +661,7 @@ def _main(argv):
 
 
 if __name__ == '__main__':
-  cli.define_config('benchmark', default=None, unread=slices.UNREAD)
+  for_slices = any(a.lstrip('-').startswith('topology') for a in sys.argv)
+  unread = (*topology.UNREAD, *(topology.TRIED if for_slices else ()))
+  cli.define_config('benchmark', default=None, unread=unread)
   cli.run('benchmark', _main)

@@ -18,22 +18,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-# What a run may be gone on with: it changes where and how fast, not what.
-_FREE = (
-  'title',
-  'output_dir',
-  'data_dir',
-  'cache_dir',
-  'layout',
-  'eval_batch_size',
-  'num_workers',
-  'num_seeds',
-  'save_every',
-  'keep',
-  'log_every',
-  'tensorboard',
-  'profile',
-)
+from experiments.configs import base
 
 
 @dataclasses.dataclass
@@ -183,11 +168,11 @@ class Checkpoints:
       name: np.array([metrics[name] for metrics in history], np.float32)
       for name in history[0]
     }
-    kept = {'run': self._run, 'about': dataclasses.asdict(about)}
+    entry = {'run': self._run, 'about': dataclasses.asdict(about)}
     args = ocp.args.Composite(
       state=ocp.args.StandardSave(state._asdict()),
       history=ocp.args.StandardSave(columns),
-      run=ocp.args.JsonSave(kept),
+      run=ocp.args.JsonSave(entry),
     )
     self._write(lambda: self._manager.save(about.step, args=args, force=True))
 
@@ -208,11 +193,11 @@ class Checkpoints:
     except jax.errors.JaxRuntimeError:  # of a process that is gone
       raise
     except Exception as error:  # of tensorstore's, Orbax's and Python's types
-      kept = sorted(p.name for p in self._folder.glob('*') if p.name.isdigit())
-      kept = ', '.join(kept) or 'none'
+      steps = sorted(p.name for p in self._folder.glob('*') if p.name.isdigit())
+      steps = ', '.join(steps) or 'none'
       raise OSError(
         f'A checkpoint cannot be written to {self._folder}: {_line(error)} '
-        f'Those before it are untouched: {kept}. Make room, and run the same '
+        f'Those before it are untouched: {steps}. Make room, and run the same '
         'command.'
       ) from error
 
@@ -279,7 +264,7 @@ class Checkpoints:
     differ = [
       f'{key} was {theirs.get(key)!r}, now {self._run.get(key)!r}'
       for key in sorted(theirs.keys() | self._run.keys())
-      if key not in _FREE and theirs.get(key) != self._run.get(key)
+      if key not in base.FREE and theirs.get(key) != self._run.get(key)
     ]
     if differ:
       raise ValueError(

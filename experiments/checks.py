@@ -5,32 +5,29 @@ import os
 
 from ml_collections import ConfigDict
 
-from experiments import optimizers, parallel
+from experiments import optimizers
 from experiments.configs import base
-from experiments.pretrained import load as pretrained
 
-_PATHS = (
-  'output_dir',
-  'data_dir',
-  'cache_dir',
-  'model.pretrained',
-  'prompts',
-  'class_names',
-)
+_PATHS = ('output_dir', 'data_dir', 'cache_dir', 'model.pretrained')
 
 
-def normalise(config):
+def normalise(config, defaults, files=()):
   """Checks the keys; makes ~ or ~user at the start of a path the home folder.
+
+  Args:
+    config: a study; it is changed.
+    defaults: a config with every key of its kind.
+    files: the keys that name files, beside those of all kinds.
 
   Raises:
     ValueError: of a key that no study has, or that is missing, and of a user
       that is not known.
   """
-  _compare('config', config, base.base())
-  _compare('config.model', config.model, base.base().model)
+  _compare('config', config, defaults)
+  _compare('config.model', config.model, defaults.model)
   for name, method in config.methods.items():
     _compare(f'config.methods.{name}', method, base.method(''))
-  for key in _PATHS:
+  for key in (*_PATHS, *files):
     path = os.path.expanduser(_get(config, key))
     if path.startswith('~'):
       raise ValueError(
@@ -40,10 +37,10 @@ def normalise(config):
     config.update_from_flattened_dict({key: path})
 
 
-def _compare(where, found, known):
-  if not isinstance(found, ConfigDict):
-    raise ValueError(f'{where} is {found!r}; it has the keys of base.method.')
-  for key in found:
+def _compare(where, config, known):
+  if not isinstance(config, ConfigDict):
+    raise ValueError(f'{where} is {config!r}; it has the keys of base.method.')
+  for key in config:
     if key not in known:
       close = difflib.get_close_matches(key, known, 1)
       hint = (
@@ -51,85 +48,23 @@ def _compare(where, found, known):
       )
       raise ValueError(f'{where}.{key} is no key of a study; {hint}?')
   for key in known:
-    if key not in found:
+    if key not in config:
       raise ValueError(
         f'{where}.{key} is missing; change single keys of {where}, not all of '
         'it.'
       )
 
 
-# Of a study: keys, whether they have an effect, and if not, why and what to do.
-_RULES = (
-  (
-    ('data_dir',),
-    lambda c: any(
-      source.get('kind') != 'elpv'
-      for source in (c.train, c.val, *c.eval_sets.values())
-    ),
-    'the images of ELPV lie in its package',
-    'name another kind of source',
-  ),
-  (
-    ('prompts', 'class_names'),
-    lambda c: c.head == 'zero_shot',
-    'the head is not made of texts',
-    'set config.head to zero_shot',
-  ),
-  (
-    ('model.remat',),
-    lambda c: c.first_block < _depth(c) - 1,
-    'only the last block is trained, which is never recomputed',
-    'lower config.first_block',
-  ),
-  (
-    ('crop_scale', 'flip', 'randaugment', 'erasing'),
-    lambda c: c.augment,
-    'it is of augmentation, which is off',
-    'set config.augment to True',
-  ),
-  (
-    ('repeats',),
-    lambda c: c.augment or c.mixup or c.cutmix,
-    'the views of an image are all the same without augmentation',
-    'set config.augment to True',
-  ),
-  (
-    ('mixup', 'cutmix'),
-    lambda c: _images_to_mix(c) > 1,
-    'what is mixed is a part of a batch, under pmap of one device, and that is '
-    'one image',
-    'raise config.batch_size or lower config.accumulate',
-  ),
-  (
-    ('mixup', 'cutmix'),
-    lambda c: c.mix_probability,
-    'no batch is mixed',
-    'raise config.mix_probability',
-  ),
-  (
-    ('mixup',),
-    lambda c: not c.cutmix or c.mix_switch < 1,
-    'it is always CutMix',
-    'lower config.mix_switch',
-  ),
-  (
-    ('cutmix',),
-    lambda c: not c.mixup or c.mix_switch > 0,
-    'it is always Mixup',
-    'raise config.mix_switch',
-  ),
-  (
-    ('mix_probability',),
-    lambda c: c.mixup or c.cutmix,
-    'there is neither Mixup nor CutMix',
-    'set config.mixup or config.cutmix',
-  ),
-  (
-    ('mix_switch',),
-    lambda c: c.mixup and c.cutmix,
-    'Mixup and CutMix are not both on',
-    'set config.mixup and config.cutmix',
-  ),
+def one_of(key, value, known):
+  """Refuses a value that is none of the known ones; a ValueError names them."""
+  if value not in known:
+    raise ValueError(
+      f'config.{key} is {value!r}; it must be one of {", ".join(known)}.'
+    )
+
+
+# Keys, whether they have an effect in a study, and if not, why and what to do.
+RULES = (
   (
     ('warmup_learning_rate',),
     lambda c: c.warmup,
@@ -139,7 +74,7 @@ _RULES = (
 )
 
 # The same of a method.
-_METHOD_RULES = (
+METHOD_RULES = (
   (
     (
       'rate',
@@ -149,6 +84,7 @@ _METHOD_RULES = (
       'train',
       'layer_decay',
       'starts_from',
+      'lora',
     ),
     lambda m: m.optimizer,
     'it is of a training run',
@@ -167,7 +103,7 @@ _METHOD_RULES = (
     'use another one, such as adamw',
   ),
   (
-    ('anchor_head',),
+    ('anchor', 'anchor_head'),
     lambda m: m.spd is not None,
     'it is of SPD, which is off',
     'set config.{method}.spd',
@@ -179,6 +115,24 @@ _METHOD_RULES = (
     'set config.{method}.anchor_head to True',
   ),
   (
+    ('lora',),
+    lambda m: m.train == 'all',
+    'its factors are not trained',
+    'set config.{method}.train to all',
+  ),
+  (
+    ('lora_alpha', 'lora_dropout', 'lora_modules'),
+    lambda m: m.lora,
+    'there is no LoRA',
+    'set config.{method}.lora',
+  ),
+  (
+    ('anchor',),
+    lambda m: m.lora,
+    "it is of LoRA's factors, and there are none",
+    'set config.{method}.lora',
+  ),
+  (
     ('layer_decay',),
     lambda m: m.train != 'head',
     'the head alone is trained, whose rate is the full one',
@@ -187,21 +141,18 @@ _METHOD_RULES = (
 )
 
 
-def check_effects(config):
+def check_effects(rules, config, defaults, method=''):
   """Refuses every key that was changed from its default, but has no effect.
 
   Args:
-    config: a study with the right keys, of a known model.
+    rules: such as `RULES`.
+    config: a study, or a method, with the right keys.
+    defaults: the same, unchanged.
+    method: the path of the method in the study.
 
   Raises:
     ValueError: naming the key, why, and what to change.
   """
-  _apply(_RULES, config, base.base(), '')
-  for name, method in config.methods.items():
-    _apply(_METHOD_RULES, method, base.method(''), f'methods.{name}')
-
-
-def _apply(rules, config, defaults, method):
   for keys, acts, why, remedy in rules:
     for key in keys:
       value, default = _get(config, key), _get(defaults, key)
@@ -217,15 +168,3 @@ def _get(config, key):
   for name in key.split('.'):
     config = config[name]
   return config
-
-
-def _depth(config):
-  model = config.model
-  return pretrained.vit_config(model.name, model.pretrained).depth
-
-
-def _images_to_mix(config):
-  devices = 1
-  if config.layout == 'pmap':
-    devices = parallel.layout(config.layout).num_devices
-  return config.batch_size // (devices * config.accumulate)

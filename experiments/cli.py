@@ -103,7 +103,8 @@ def _read_study(study):
   if not file.exists():
     file = pathlib.Path(name).expanduser()
   if file.suffix != '.py' or not file.is_file():
-    studies = [f.stem for f in _CONFIGS.glob('[!_]*.py') if f.stem != 'base']
+    files = _CONFIGS.glob('*.py')
+    studies = [f.stem for f in files if 'def get_config(' in f.read_text()]
     raise ValueError(
       f'--config={study} is no study: neither one of '
       f'{", ".join(sorted(studies))} nor the path of a .py file.'
@@ -198,7 +199,7 @@ def check_output(folder):
     ) from error
 
 
-def progress(total, description, unit='image'):
+def progress(total, description, unit):
   return tqdm(
     total=total,
     disable=jax.process_index() > 0,

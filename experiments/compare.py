@@ -13,7 +13,7 @@ import sys
 
 from absl import flags, logging
 
-from experiments import checks, cli, optimizers, report, study, train
+from experiments import cli, report, runs, study
 
 
 def configure(config, *, seeds=None, methods=None, full=False):
@@ -22,7 +22,7 @@ def configure(config, *, seeds=None, methods=None, full=False):
   Args:
     config: a study; it is changed.
     seeds: number of seeds, or None for the config's own.
-    methods: keys of `config.methods` to run, or None for all.
+    methods: keys of `config.methods` to run, or None for all but the optional.
     full: whether to train the whole network, whatever the config's first block.
 
   Returns:
@@ -34,30 +34,31 @@ def configure(config, *, seeds=None, methods=None, full=False):
   """
   if seeds is not None:
     config.num_seeds = seeds
-  if methods is not None:
+  if methods is None:
+    methods = [k for k, method in config.methods.items() if not method.optional]
+  else:
     unknown = [name for name in methods if name not in config.methods]
     if unknown:
       raise ValueError(
         f'--methods has no {", ".join(unknown)}; it knows '
         f'{", ".join(config.methods)}.'
       )
-    with config.unlocked():
-      for name in set(config.methods) - set(methods):
-        del config.methods[name]
+  with config.unlocked():
+    for name in set(config.methods) - set(methods):
+      del config.methods[name]
   if full:
     config.first_block = 0
-  opened = study.check(config)
+  sources = study.check(config)
   cli.check_output(config.output_dir)
-  return opened
+  return sources
 
 
-def run(config, fine_tuning, sets, save=lambda rows: None):
+def run(config, fine_tuning, save=lambda rows: None):
   """Runs every method of the config with every seed.
 
   Args:
     config: the study.
     fine_tuning: as `study.load` returns it.
-    sets: as `study.load` returns them.
     save: called with all rows so far, whenever there is a new one.
 
   Returns:
@@ -75,41 +76,29 @@ def run(config, fine_tuning, sets, save=lambda rows: None):
 
     def count(history, layers):
       del layers
+      if len(history) == 1:
+        bar.set_description(f'{label}, seed {seed}')
       bar.set_postfix(loss=f'{history[-1]["loss"]:.3f}', refresh=False)
       bar.update()
 
     for seed in range(config.num_seeds):
-      runs = {}
+      done = {}
       for name, method in methods.items():
         label = report.label(method)
-        bar.set_description(f'{label}, seed {seed}')
-        result = train.Run(fine_tuning.pretrained, None, {}, None, None)
-        if method.optimizer:
-          origin = (
-            runs[method.starts_from].params if method.starts_from else None
-          )
-          result = fine_tuning.run(
-            *optimizers.from_config(config, method), seed, origin, count
-          )
-          if name in wanted:
-            runs[name] = result
-        elif method.average_of:
-          averaged = runs[method.average_of]
-          result = result._replace(
-            params=train.wise_ft(
-              fine_tuning.pretrained, averaged.params, method.alpha
-            ),
-            step=averaged.step,
-          )
+        bar.set_description(f'{label}, seed {seed}: compilation')
+        if method.average_of:
+          tuning, averaged = done[method.average_of]
+          result = runs.average(config, tuning, name, averaged)
+        else:
+          tuning = runs.adapt(fine_tuning, method, seed)
+          start = None
+          if method.starts_from:
+            start = done[method.starts_from][1].params
+          result = runs.run(config, tuning, name, seed, start, count)
+        if name in wanted:
+          done[name] = tuning, result
         bar.set_description(f'{label}, seed {seed}: evaluation')
-        rows.append(
-          {
-            'method': name,
-            'label': label,
-            'seed': seed,
-            **fine_tuning.describe(result, sets),
-          }
-        )
+        rows.append(runs.row(config, tuning, name, seed, result))
         save(rows)
   return rows
 
@@ -132,29 +121,24 @@ def _title(config):
   return f'{config.title}: 1 seed, a demonstration, not evidence'
 
 
-def compare(config, opened, model):
+def compare(config, sources):
   """Runs a study, prints and writes its report.
 
   Args:
     config: the study, checked.
-    opened: as `configure` returned it.
-    model: as `study.load_model` returned it.
+    sources: as `configure` returned it.
   """
   title = _title(config)
   print(title, flush=True)
   folder = pathlib.Path(config.output_dir)
-  about = {
-    'title': title,
-    **report.provenance(),
-    'means': config.means.to_dict(),
-  }
+  about = runs.provenance(config, title)
 
   def save(rows):
     report.write_jsonl(folder / 'rows.jsonl', [{**about, **r} for r in rows])
     everything = {**about, 'config': config.to_dict(), 'rows': rows}
     report.write_json(folder / 'results.json', everything)
 
-  rows = run(config, *study.load(config, opened, model, cli.progress), save)
+  rows = run(config, study.load(config, sources, cli.progress), save)
   table = report.table(rows, config.means)
   report.write(folder / 'table.md', table + '\n')
   report.plot_plane(rows, config.means, folder / 'plane.png', title)
@@ -175,19 +159,18 @@ def main(argv):
     if argv[1:]:
       raise ValueError(f'{argv[1]!r} is no flag; see --help.')
     values = flags.FLAGS
-    checks.normalise(values.config)
+    study.normalise(values.config)
     cli.keep_programs(values.config.cache_dir)
-    opened = configure(
+    sources = configure(
       values.config,
       seeds=values.seeds,
       methods=values.methods,
       full=values.full,
     )
-    model = study.load_model(values.config, opened['train'].class_names)
   except (ValueError, OSError, ModuleNotFoundError) as error:
     sys.exit(f'compare: {error}')
   try:
-    compare(values.config, opened, model)
+    compare(values.config, sources)
   except FloatingPointError as error:
     sys.exit(f'\ncompare: {error} The rows before it are written.')
   except (ValueError, OSError) as error:  # of an image, a label, a full disk
@@ -197,7 +180,7 @@ def main(argv):
 if __name__ == '__main__':
   logging.set_verbosity(logging.WARNING)
   flags.DEFINE_integer('seeds', None, 'Seeds to run; config.num_seeds.')
-  flags.DEFINE_list('methods', None, 'Of config.methods; all.')
+  flags.DEFINE_list('methods', None, 'Of config.methods; all but the optional.')
   flags.DEFINE_bool('full', False, 'Train the whole network.')
   # That experiments.main reads.
   of_main = ('save_every', 'keep', 'log_every', 'tensorboard', 'profile')

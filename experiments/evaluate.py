@@ -1,6 +1,8 @@
 """Evaluation: one compiled function over any number of named sets."""
 
-from typing import Any, NamedTuple
+import dataclasses
+import functools
+from typing import Any
 
 import jax
 import numpy as np
@@ -8,28 +10,31 @@ import numpy as np
 from experiments import parallel
 from experiments.data import pipeline
 
-# Images that threads have read before the first process has started: every
+# Examples that threads have read before the first process has started: every
 # evaluation starts its own.
 FEW = 2000
 
 
-class EvalSet(NamedTuple):
-  """A labelled set.
+@dataclasses.dataclass(frozen=True, eq=False)
+class EvalSet:
+  """A set of examples.
 
   Attributes:
-    source: of examples, as `data.sources.open_source` returns it.
-    transforms: from its images to the inputs of the model.
+    source: of examples, dicts of arrays.
+    transforms: Grain transforms from them to what the task takes.
     num_workers: processes that read it, where it is large; 0 for threads.
-    classes: bools [C], the classes that it has; None for all.
+    info: what stays on the host, such as strings; row i is of example i.
+    task: that scores this set; None for the study's own.
   """
 
   source: Any
   transforms: Any = ()
   num_workers: int = 0
-  classes: np.ndarray | None = None
+  info: Any = None
+  task: Any = None
 
   def batches(self, batch_size):
-    """Dicts of 'image' and 'label', in order: this process' rows of each.
+    """Dicts of [B, ...], in order: this process' rows of each.
 
     They are full; the last example fills the last one.
     """
@@ -43,13 +48,11 @@ class EvalSet(NamedTuple):
     )
 
 
-def predictions(
-  function, eval_set, batch_size, layout, progress=lambda n: None
-):
+def apply(function, eval_set, batch_size, layout, progress=lambda n: None):
   """Applies a compiled function to every example of a set.
 
   Args:
-    function: inputs [batch_size, ...] -> array [batch_size, ...].
+    function: batch -> tree of [batch_size, ...].
     eval_set: an `EvalSet`.
     batch_size: of every call, so that one program serves all; the devices
       divide it.
@@ -57,44 +60,42 @@ def predictions(
     progress: called with the number of examples done, after each batch.
 
   Returns:
-    NumPy arrays, in every process: outputs [N, ...] and labels [N].
+    The tree, of NumPy arrays [N, ...], in every process.
   """
-  found, running, total = [], None, len(eval_set.source)
+  parts, running, total = [], None, len(eval_set.source)
 
   def fetch():
-    found.append(jax.device_get(running))
-    progress(min(batch_size, total - (len(found) - 1) * batch_size))
+    parts.append(jax.device_get(running))
+    progress(min(batch_size, total - (len(parts) - 1) * batch_size))
 
   # A batch behind, so that the device has work while the next one is read.
   for rows in eval_set.batches(batch_size):
-    batch = layout.put_batch({key: rows[key] for key in ('image', 'label')})
-    ahead = layout.gather((function(batch['image']), batch['label']))
-    if running:
+    ahead = layout.gather(function(layout.put_batch(rows)))
+    if running is not None:
       fetch()
     running = ahead
   fetch()
-  outputs, labels = (
-    np.concatenate(arrays)[:total] for arrays in zip(*found, strict=True)
-  )
-  return outputs, labels
+  return jax.tree.map(lambda *rows: np.concatenate(rows)[:total], *parts)
 
 
-def evaluate(predict, metrics, sets, batch_size, layout):
+def evaluate(outputs, task, sets, batch_size, layout):
   """Metrics of every set.
 
   Args:
-    predict: inputs [batch_size, ...] -> outputs [batch_size, ...].
-    metrics: outputs [N, ...], labels [N], the set's classes -> a dict.
+    outputs: (task, batch) -> its outputs, a tree of [batch_size, ...].
+    task: with `metrics(outputs, eval_set)`, for sets without their own.
     sets: `{name: EvalSet}`, ID and OOD alike.
-    batch_size: of every call of `predict`.
+    batch_size: of every call of `outputs`.
     layout: a `parallel.Layout`.
 
   Returns:
     `{name: metrics}`.
   """
-  return {
-    name: metrics(
-      *predictions(predict, a_set, batch_size, layout), a_set.classes
+  metrics = {}
+  for name, eval_set in sets.items():
+    own = eval_set.task or task
+    columns = apply(
+      functools.partial(outputs, own), eval_set, batch_size, layout
     )
-    for name, a_set in sets.items()
-  }
+    metrics[name] = own.metrics(columns, eval_set)
+  return metrics

@@ -33,7 +33,7 @@ def check(config):
 
 
 class Log:
-  """A `watch` of `train.FineTuning.run`.
+  """A `callback` of `train.FineTuning.run`.
 
   `metrics.jsonl` gets a line every `config.log_every` steps: step; loss and the
   shares of layers selected and decayed, means since the line before; learning
@@ -105,12 +105,12 @@ class Log:
       return
     names = [{'layers': list(self._layer_names)}] if self._layer_names else []
     for file, first in (('metrics.jsonl', []), ('layers.jsonl', names)):
-      kept = [
+      before = [
         line
         for line in _read(self._folder / file)
         if line.get('step', step) < step
       ]
-      lines = [json.dumps(line) + '\n' for line in [*first, *kept]]
+      lines = [json.dumps(line) + '\n' for line in [*first, *before]]
       if first or file == 'metrics.jsonl':
         report.write(self._folder / file, ''.join(lines))
     if self._config.tensorboard:
@@ -166,6 +166,6 @@ def _read(path):
 def _peak_bytes():
   stats = [device.memory_stats() for device in jax.local_devices()]
   if all(stats):
-    return max(found['peak_bytes_in_use'] for found in stats)
+    return max(one['peak_bytes_in_use'] for one in stats)
   unit = 1 if sys.platform == 'darwin' else 1024
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -10,23 +10,19 @@ to config.output_dir/METHOD_SEED; `python -m experiments.report` prints the
 table of the rows of several runs.
 """
 
-import hashlib
 import os
-import pathlib
 import sys
 
 import jax
 from absl import flags, logging
 
 from experiments import (
-  checkpoint,
-  checks,
   cli,
-  files,
   log,
   optimizers,
   parallel,
   report,
+  runs,
   study,
   train,
 )
@@ -57,113 +53,47 @@ def run(config, name, seed):
     raise ValueError(
       f'--method={name} is none of the study; it is one of {", ".join(known)}.'
     )
-  opened = study.check(config)
+  sources = study.check(config)
   log.check(config)
   method = config.methods[name]
-  folder = run_folder(config, name, seed)
+  folder = runs.folder(config, name, seed)
   cli.check_output(folder)
-  checkpoints = _checkpoints(config, name, seed) if method.optimizer else None
+  saved = runs.checkpoints(config, name, seed) if method.optimizer else None
   if method.starts_from:
-    best_step_of(config, method.starts_from, seed)
-  model = study.load_model(config, opened['train'].class_names)
-  fine_tuning, sets = study.load(config, opened, model, cli.progress)
-  result = train.Run(fine_tuning.pretrained, None, {}, None, None)
-  if method.optimizer:
-    origin = None
-    if method.starts_from:
-      origin = best_of(config, fine_tuning, method.starts_from, seed)
-    result = _train(config, fine_tuning, name, seed, origin, checkpoints)
-  found = {name: result}
+    runs.chosen_step(config, method.starts_from, seed)
+  fine_tuning = study.load(config, sources, cli.progress)
+  tuning = runs.adapt(fine_tuning, method, seed)
+  results = {name: _train(config, tuning, name, seed, saved)}
   for other, average in config.methods.items():
     if average.average_of == name:
-      params = train.wise_ft(
-        fine_tuning.pretrained, result.params, average.alpha
-      )
-      found[other] = train.Run(params, result.step, {}, None, None)
-  about = {
-    'title': config.title,
-    **report.provenance(),
-    'means': config.means.to_dict(),
-  }
+      results[other] = runs.average(config, tuning, other, results[name])
+  about = runs.provenance(config, config.title)
   rows = [
-    {
-      **about,
-      'method': key,
-      'label': report.label(config.methods[key]),
-      'seed': seed,
-      **fine_tuning.describe(one, sets),
-    }
-    for key, one in found.items()
+    about | runs.row(config, tuning, key, seed, result)
+    for key, result in results.items()
   ]
   if jax.process_index() == 0:
     report.write_jsonl(folder / 'rows.jsonl', rows)
   return rows
 
 
-def run_folder(config, name, seed):
-  """Where a run of a study writes to."""
-  return pathlib.Path(config.output_dir, f'{name}_{seed}')
-
-
-def best_step_of(config, name, seed):
-  """The step that another run of the study chose.
-
-  Raises:
-    FileNotFoundError: it has not ended.
-    ValueError: its checkpoints are not of this study.
-  """
-  if (run_folder(config, name, seed) / 'checkpoints').exists():
-    checkpoints = _checkpoints(config, name, seed, read_only=True)
-    last = checkpoints.last_step
-    if last == config.num_steps:
-      return checkpoints.about(last).best_step
-  raise FileNotFoundError(
-    f'The run of {name!r} with seed {seed} has not ended, which this one '
-    f'starts from; run --method={name} --seed={seed} first.'
-  )
-
-
-def best_of(config, fine_tuning, name, seed):
-  """The params that another run of the study chose; see `best_step_of`."""
-  like = fine_tuning.init(
-    *optimizers.from_config(config, config.methods[name]),
-    fine_tuning.pretrained,
-  )
-  like = checkpoint.abstract(like)
-  step = best_step_of(config, name, seed)
-  checkpoints = _checkpoints(config, name, seed, read_only=True)
-  return checkpoints.restore(like, step)[0].shown
-
-
-def _checkpoints(config, name, seed, read_only=False):
-  about = config.to_dict()
-  about['methods'] = {name: config.methods[name].to_dict()}
-  # What is in the files: a clone elsewhere has them at another path.
-  for key in ('prompts', 'class_names'):
-    about[key] = ''
-    if config[key] and config.head == 'zero_shot':
-      text = files.expand(config[key]).read_bytes()
-      about[key] = hashlib.sha256(text).hexdigest()
-  # Its devices draw other random numbers.
-  about |= {'seed': seed, 'pmap': config.layout == 'pmap'}
-  folder = run_folder(config, name, seed) / 'checkpoints'
-  return checkpoint.Checkpoints(folder, about, config.keep, read_only)
-
-
-def _train(config, fine_tuning, name, seed, origin, checkpoints):
+def _train(config, tuning, name, seed, saved):
   method = config.methods[name]
-  transform, strength = optimizers.from_config(config, method)
+  if not method.optimizer:
+    return runs.run(config, tuning, name, seed)
+  start = None
+  if method.starts_from:
+    start = runs.chosen_params(config, tuning, method.starts_from, seed)
+  transform, hyperparams = optimizers.from_config(config, method)
   with cli.progress(config.num_steps, report.label(method), 'step') as bar:
-    watch = log.Log(
-      run_folder(config, name, seed),
+    callback = log.Log(
+      runs.folder(config, name, seed),
       config,
-      lambda step: transform.rate(step, strength),
-      transform.layer_names(fine_tuning.pretrained),
+      lambda step: transform.rate(step, hyperparams),
+      transform.layer_names(tuning.pretrained),
       bar,
     )
-    return fine_tuning.run(
-      transform, strength, seed, origin, watch, checkpoints
-    )
+    return runs.run(config, tuning, name, seed, start, callback, saved)
 
 
 def main(argv):
@@ -177,7 +107,7 @@ def main(argv):
         f'\nmain: process {jax.process_index()} was killed, or lost touch with '
         f'another one, whose own message says why. {_AGAIN}'
       )
-    checks.normalise(values.config)
+    study.normalise(values.config)
     cli.keep_programs(values.config.cache_dir)
     rows = run(values.config, values.method, values.seed)
   except train.Stopped as stopped:
@@ -199,7 +129,7 @@ def main(argv):
     )
   if jax.process_index() == 0:
     print(f'\n{report.table(rows, rows[0]["means"])}\n')
-    folder = run_folder(values.config, values.method, values.seed)
+    folder = runs.folder(values.config, values.method, values.seed)
     print(f'{folder}/: {", ".join(sorted(p.name for p in folder.iterdir()))}')
 
 

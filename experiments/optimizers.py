@@ -5,6 +5,7 @@ SPD goes round it: four choices that combine freely.
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -62,6 +63,8 @@ def _lion(schedule, weight_decay):
   return optax.lion(schedule, weight_decay=weight_decay, mask=_is_kernel)
 
 
+_LORA = {'lora_a', 'lora_b'}  # names of its factors
+
 # (schedule, weight_decay) -> an Optax transformation. The anchor of L2-SP is
 # the params that it is initialised with.
 OPTIMIZERS = {
@@ -83,6 +86,32 @@ TRAINED = {
 }
 
 
+def _origin(make):
+  """SPD whose anchor is zero for LoRA's factors, else the start.
+
+  Args:
+    make: anchor -> a transformation.
+  """
+
+  def anchored(params):
+    return make(
+      _map(lambda path, x: 'origin' if _LORA & {*path} else x, params)
+    )
+
+  def init(params):
+    return anchored(params).init(params)
+
+  def update(updates, state, params=None, **extra):
+    # The anchor is in the state: of this one only what is zero is looked at.
+    return anchored(params).update(updates, state, params, **extra)
+
+  return optax.GradientTransformationExtraArgs(init, update)
+
+
+# (anchor -> SPD) -> SPD with an anchor.
+ANCHORS = {'start': lambda make: make(None), 'origin': _origin}
+
+
 @dataclasses.dataclass(frozen=True)
 class Method:
   """What fixes the program of a method's step; hashable.
@@ -98,6 +127,7 @@ class Method:
     end: the rate after the last.
     anchor_head: whether SPD pulls the head back too.
     clip_norm: of the gradient of all that is trained; 0 for no clipping.
+    anchor: a key of `ANCHORS`, where SPD pulls to.
   """
 
   optimizer: str
@@ -110,6 +140,7 @@ class Method:
   end: float
   anchor_head: bool
   clip_norm: float = 0.0
+  anchor: str = 'start'
 
   def layer_names(self, params):
     """Names the layers in the vectors of the `SPDState`; none without SPD."""
@@ -127,9 +158,9 @@ class Method:
       return []
     return layer_names(params, mask=mask, layer_axes=blocks.layer_axes)
 
-  def rate(self, step, strength):
-    """The learning rate of a step, counted from 1; `strength` is of `make`."""
-    return float(self._schedule(strength['learning_rate'])(step - 1))
+  def rate(self, step, hyperparams):
+    """The learning rate of a step, counted from 1, by the args of `make`."""
+    return float(self._schedule(hyperparams['learning_rate'])(step - 1))
 
   def _schedule(self, learning_rate):
     return warmup_cosine(
@@ -141,7 +172,7 @@ class Method:
 
     Args:
       learning_rate: the peak of a `warmup_cosine`; it may be traced.
-      weight_decay: the optimizer's own strength; it may be traced.
+      weight_decay: the optimizer's own; it may be traced.
       spd: lambda, where `self.spd`; it may be traced.
     """
     schedule = self._schedule(learning_rate)
@@ -151,11 +182,14 @@ class Method:
     if self.layer_decay != 1:
       tx = optax.chain(tx, _scale_by_depth(self.layer_decay))
     if self.spd:
-      tx = with_spd(
-        tx,
-        weight_decay=spd,
-        mask=None if self.anchor_head else _is_backbone,
-        layer_axes=blocks.layer_axes,
+      tx = ANCHORS[self.anchor](
+        functools.partial(
+          with_spd,
+          tx,
+          weight_decay=spd,
+          mask=None if self.anchor_head else _is_backbone,
+          layer_axes=blocks.layer_axes,
+        )
       )
     if self.train != 'all':
       is_trained = TRAINED[self.train]
@@ -184,6 +218,7 @@ def from_config(config, method):
     method.rate * config.min_learning_rate,
     method.anchor_head,
     config.clip_norm,
+    method.anchor,
   ), {
     'learning_rate': method.rate * config.learning_rate,
     'weight_decay': method.weight_decay,
@@ -194,9 +229,10 @@ def from_config(config, method):
 def _is_kernel(params):
   """No decay on biases, norms, layer scales, position embedding, class token.
 
-  By name: a bias of scanned blocks has two axes.
+  By name: a bias of scanned blocks has two axes. As in PEFT, both factors of
+  LoRA decay.
   """
-  return _map(lambda path, _: path[-1] == 'kernel', params)
+  return _map(lambda path, _: path[-1] in {'kernel', *_LORA}, params)
 
 
 def _is_backbone(params):

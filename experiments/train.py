@@ -14,10 +14,14 @@ import optax
 from flax import nnx
 from jax import lax
 
-from experiments import checkpoint, diagnosis, evaluate
+from experiments import averages, checkpoint, diagnosis, evaluate
+from experiments.models import lora
 
 # What SPD tells of each layer, as `optax_spd.SPDState` has it.
 LAYERS = ('deviation', 'ratio', 'decay', 'selected_count', 'decayed_count')
+
+# Folded into the key of a step, which the task has, for what LoRA drops.
+_DROPOUT = 2**31 - 1
 
 
 class State(NamedTuple):
@@ -37,9 +41,135 @@ class State(NamedTuple):
   finite: Any
 
   @property
-  def shown(self):
+  def eval_params(self):
     """The params that are evaluated."""
     return self.params if self.average is None else self.average
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+  """What is compiled into a step: what two steps share, they share this.
+
+  Attributes:
+    graphdef: of the model.
+    task: hashable, with `loss(model, batch, key)`, a scalar.
+    method: an `optimizers.Method`.
+    layout: a `parallel.Layout`.
+    ema: decay of the running average of the params; 0 for none.
+    accumulate: parts of a batch whose gradients are averaged.
+    scale: of LoRA, see `models.lora.deviation`; 1 where there is none.
+  """
+
+  graphdef: Any
+  task: Any
+  method: Any
+  layout: Any
+  ema: float = 0.0
+  accumulate: int = 1
+  scale: float = 1.0
+
+  def loss(self, params, frozen, batch, seed, step, part=None):
+    """The training loss; `part` is which part of the batch this one is."""
+    key = jax.random.fold_in(jax.random.key(seed), step)
+    if part is not None:
+      key = jax.random.fold_in(key, part)
+    model = nnx.merge(self.graphdef, params, frozen)
+    model = lora.with_dropout(model, jax.random.fold_in(key, _DROPOUT))
+    return self.task.loss(model, batch, key)
+
+  def step(
+    self,
+    frozen,
+    pretrained,
+    state,
+    batch,
+    seed,
+    step,
+    hyperparams,
+    axis=None,
+  ):
+    """One step; rates and lambda are traced: one program serves a method.
+
+    Args:
+      frozen: the state of the model that is not trained.
+      pretrained: theta_0.
+      state: a `State`.
+      batch: a tree of [B, ...].
+      seed: of the run.
+      step: counted from 1.
+      hyperparams: the arguments of `method.make`.
+      axis: the name of the devices under `jax.pmap`, whose part of the batch
+        this one is; None under `jax.jit`.
+
+    Returns:
+      The next `State`, and a dict of scalars, in which 'layers' are `LAYERS`.
+    """
+    number = len(jax.tree.leaves(batch)[0])
+    params = state.params
+    if not axis:
+      # Left to itself the partitioner would split activations as it finds
+      # params split; they are to be split as the batch is.
+      params, frozen = self.layout.constrain_whole((params, frozen))
+
+    def loss_fn(params, batch, rows):
+      part = rows[0] if self.accumulate > 1 else None
+      if axis:
+        part = lax.axis_index(axis) * number + rows[0]
+      return self.loss(params, frozen, batch, seed, step, part)
+
+    loss_and_grads = jax.value_and_grad(loss_fn)
+    if self.accumulate > 1:
+      loss_and_grads = optax.microbatching.microbatch(
+        loss_and_grads,
+        argnums=(1, 2),
+        microbatch_size=number // self.accumulate,
+        accumulator=optax.microbatching.AccumulationType.MEAN,
+      )
+    loss, grads = loss_and_grads(params, batch, jnp.arange(number))
+    if axis:
+      loss, grads = lax.pmean((loss, grads), axis)
+    else:
+      grads = self.layout.constrain(grads)
+    finite = state.finite & jnp.isfinite(loss)
+    tx = self.method.make(**hyperparams)
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    params = jax.tree.map(
+      functools.partial(jnp.where, finite), params, state.params
+    )
+    average = state.average
+    if self.ema:
+      average = optax.incremental_update(params, average, 1 - self.ema)
+    metrics = {
+      'loss': loss,
+      'deviation': lora.deviation(pretrained, params, self.scale),
+    }
+    layers = {}
+    if (spd := optax.tree.get(opt_state, 'SPDState')) is not None:
+      before = optax.tree.get(state.opt_state, 'SPDState')
+      layers = {key: getattr(spd, key) for key in LAYERS}
+      selected = spd.selected_count - before.selected_count
+      decayed = spd.decayed_count - before.decayed_count
+      metrics |= {'selected': selected.mean(), 'decayed': decayed.mean()}
+    metrics['layers'] = layers
+    state = State(params, opt_state, average, finite)
+    if axis:
+      return state, metrics
+    return self.layout.constrain(state), self.layout.constrain_whole(metrics)
+
+
+jit_step = jax.jit(Program.step, static_argnums=0, donate_argnums=3)
+
+
+@functools.partial(
+  jax.pmap,
+  axis_name='devices',
+  static_broadcasted_argnums=0,
+  in_axes=(None, *[0] * 4, *[None] * 3),
+  donate_argnums=3,
+)
+def _pmap_step(program, *args):
+  return program.step(*args, axis='devices')
 
 
 class Run(NamedTuple):
@@ -72,55 +202,62 @@ class FineTuning:
   """What all methods share: the task, the model, theta_0, data, budget.
 
   Attributes:
-    task: hashable, with `loss(model, batch, key)`, a scalar, and
-      `predict(model, inputs)`, an array [B, ...]; as `Classification`.
-    metrics: outputs [N, ...], labels [N], classes -> `{name: float}`; the first
-      one chooses the step.
+    task: hashable, with
+        `loss(model, batch, key)`, a float32 scalar, the mean over the examples,
+        `outputs(model, batch)`, a tree of [B, ...], a small row an example,
+        `metrics(outputs, eval_set)` of all rows, `{name: float}`, larger being
+          better, of which the first one chooses the step;
+      as `tasks.classification.Classification`.
     graphdef: of the model.
     pretrained: theta_0, the params to train, where the layout puts them.
     frozen: the other state, there too.
     train: (seed, start=0) -> an endless iterator of this process' rows of the
       batches, the first `start` of them left out.
-    val: the `EvalSet` that the step is chosen on.
+    sets: `{name: EvalSet}` to report; the step is chosen on 'val'.
     config: `num_steps`, `eval_batch_size`, `eval_every`, `save_every`, `ema`
       and `accumulate`.
     layout: a `parallel.Layout`.
+    interpolate: (theta_0, theta, alpha) -> params between the two.
+    scale: see `Program`.
   """
 
   task: Any
-  metrics: Callable[..., dict[str, float]]
   graphdef: Any
   pretrained: Any
   frozen: Any
   train: Callable[[int, int], Iterator[dict[str, np.ndarray]]]
-  val: evaluate.EvalSet
+  sets: dict[str, evaluate.EvalSet]
   config: Any
   layout: Any
+  interpolate: Callable[..., Any] = averages.wise_ft
+  scale: float = 1.0
 
   def evaluate(self, params, sets):
     """`{name: metrics}` of `{name: EvalSet}`."""
+
+    def outputs(task, batch):
+      return _outputs(self.graphdef, task, params, self.frozen, batch)
+
     return evaluate.evaluate(
-      functools.partial(
-        _predict, self.graphdef, self.task, params, self.frozen
-      ),
-      self.metrics,
+      outputs,
+      self.task,
       sets,
       self.config.eval_batch_size,
       self.layout,
     )
 
   def deviation(self, params):
-    """|theta - theta_0| over all that is trained."""
-    return float(_distance(params, self.pretrained))
+    """|theta - theta_0| over all that is trained; that of LoRA is |B A|."""
+    return float(_deviation(self.pretrained, params, self.scale))
 
-  def describe(self, run, sets):
+  def describe(self, run):
     """What a row says of a `Run`: its metrics on every set, and its history."""
     shares = {
       key: float(run.history[key].mean()) if key in run.history else None
       for key in ('selected', 'decayed')
     }
     return {
-      'metrics': self.evaluate(run.params, {'val': self.val, **sets}),
+      'metrics': self.evaluate(run.params, self.sets),
       'deviation': self.deviation(run.params),
       **shares,
       'step': run.step,
@@ -129,14 +266,26 @@ class FineTuning:
       'history': run.history,
     }
 
-  def init(self, method, strength, start):
+  def program(self, method):
+    """The `Program` of a method's step."""
+    return Program(
+      self.graphdef,
+      self.task,
+      method,
+      self.layout,
+      self.config.ema,
+      self.config.accumulate,
+      self.scale,
+    )
+
+  def init(self, method, hyperparams, start):
     """The `State` of a run before its first step.
 
     Raises:
       RuntimeError: SPD's anchor is not `start`.
     """
     params = self.layout.put(start)
-    opt_state = _init(method, self.layout, params, strength)
+    opt_state = _init(method, self.layout, params, hyperparams)
     if not is_anchored(opt_state, params):
       raise RuntimeError(
         f"{method.optimizer}: SPD's anchor is not where the params start; "
@@ -146,16 +295,22 @@ class FineTuning:
     return State(params, opt_state, average, self.layout.put(jnp.array(True)))
 
   def run(
-    self, method, strength, seed, start=None, watch=None, checkpoints=None
+    self,
+    method,
+    hyperparams,
+    seed,
+    start=None,
+    callback=None,
+    checkpoints=None,
   ):
     """Fine-tunes, and chooses a step by the first metric on validation.
 
     Args:
       method: an `optimizers.Method`.
-      strength: the arguments of its `make`, as a dict of numbers.
+      hyperparams: the arguments of its `make`, as a dict of numbers.
       seed: of the order of the data, of augmentation, mixing and drop path.
       start: params to start from, and to anchor to; None for theta_0.
-      watch: called after every step, one step late, with the list of the
+      callback: called after every step, one step late, with the list of the
         metrics of every step so far (each a row of `Run.history`) and, under
         SPD, the `LAYERS`, `{name: array [layers]}` on the device, else {}.
       checkpoints: a `checkpoint.Checkpoints` to go on from and to save to; None
@@ -172,7 +327,7 @@ class FineTuning:
     """
     config, layout = self.config, self.layout
     start = self.pretrained if start is None else start
-    state = self.init(method, strength, start)
+    state = self.init(method, hyperparams, start)
     about = checkpoint.About(0, -np.inf, None, 0.0, 0.0)
     history, chosen, running = [], None, None
     if checkpoints:
@@ -185,13 +340,10 @@ class FineTuning:
       checkpoints.begin(about.step)
     first = about.step + 1
 
+    program = self.program(method)
     step_fn = functools.partial(
       _pmap_step if layout.pmap else jit_step,
-      self.graphdef,
-      self.task,
-      method,
-      (config.ema, config.accumulate),
-      layout,
+      program,
       *layout.enter((self.frozen, self.pretrained)),
     )
     state = layout.enter(state)
@@ -204,15 +356,17 @@ class FineTuning:
       if not np.isfinite(history[-1]['loss']):
         if checkpoints:
           checkpoints.close()
-        found = self._diagnose(layout.leave(state).params, rows, seed, step)
+        reason = self._diagnose(
+          program, layout.leave(state).params, rows, seed, step
+        )
         raise FloatingPointError(
           f'{method.optimizer}: the loss is {history[-1]["loss"]} at step '
           f'{step}, where the learning rate is '
-          f'{method.rate(step, strength):.3g}; {found} Lower the learning '
-          f'rate, whose peak is {strength["learning_rate"]:g}.'
+          f'{method.rate(step, hyperparams):.3g}; {reason} Lower the learning '
+          f'rate, whose peak is {hyperparams["learning_rate"]:g}.'
         )
-      if watch:
-        watch(history, layers)
+      if callback:
+        callback(history, layers)
 
     since = time.perf_counter()
     with contextlib.closing(self.train(seed, first - 1)) as batches:
@@ -222,7 +376,7 @@ class FineTuning:
         if step > first:
           about.waited += time.perf_counter() - waiting_since
         batch = layout.put_batch(rows, stacked=True)
-        state, metrics = step_fn(state, batch, seed, step, strength)
+        state, metrics = step_fn(state, batch, seed, step, hyperparams)
         # A step behind, so that the device has work while the host looks.
         if running:
           fetch()
@@ -240,11 +394,13 @@ class FineTuning:
         about.seconds += time.perf_counter() - since
         at_rest = layout.leave(state)
         if evaluates:
-          found = self.evaluate(at_rest.shown, {'val': self.val})['val']
-          quality = next(iter(found.values()))
+          metrics = self.evaluate(
+            at_rest.eval_params, {'val': self.sets['val']}
+          )
+          quality = next(iter(metrics['val'].values()))
           if quality >= about.best:
             about.best, about.best_step = quality, step
-            chosen = jax.tree.map(jnp.copy, at_rest.shown)
+            chosen = jax.tree.map(jnp.copy, at_rest.eval_params)
         if saves:
           checkpoints.save(at_rest, history, about)
         at_rest = None
@@ -253,7 +409,7 @@ class FineTuning:
           checkpoints.close()
           raise Stopped(f'stopped after step {step} of {config.num_steps}')
     if chosen is None:  # before this process started
-      chosen = checkpoints.restore(like, about.best_step)[0].shown
+      chosen = checkpoints.restore(like, about.best_step)[0].eval_params
     if checkpoints:
       checkpoints.close()
     columns = {
@@ -263,11 +419,11 @@ class FineTuning:
     waiting = about.waited / about.seconds
     return Run(chosen, about.best_step, columns, about.seconds, waiting)
 
-  def _diagnose(self, params, rows, seed, step):
+  def _diagnose(self, program, params, rows, seed, step):
     """Why the loss of a step is not finite, a sentence."""
     try:
       return diagnosis.first_not_finite(
-        functools.partial(_loss, self.graphdef, self.task),
+        program.loss,
         params,
         self.frozen,
         self.layout.put_batch(rows),
@@ -278,24 +434,17 @@ class FineTuning:
       return f'where it comes from cannot be found out: {str(error)[:100]}.'
 
 
-def wise_ft(pretrained, params, alpha):
-  """WiSE-FT (Wortsman et al., 2022): (1 - alpha) theta_0 + alpha theta."""
-  return jax.tree.map(lambda a, b: a + alpha * (b - a), pretrained, params)
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _outputs(graphdef, task, params, frozen, batch):
+  return task.outputs(nnx.merge(graphdef, params, frozen), batch)
+
+
+_deviation = jax.jit(lora.deviation)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _predict(graphdef, task, params, frozen, inputs):
-  return task.predict(nnx.merge(graphdef, params, frozen), inputs)
-
-
-@jax.jit
-def _distance(params, pretrained):
-  return optax.tree.norm(optax.tree.sub(params, pretrained))
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _init(method, layout, params, strength):
-  return layout.constrain(method.make(**strength).init(params))
+def _init(method, layout, params, hyperparams):
+  return layout.constrain(method.make(**hyperparams).init(params))
 
 
 @jax.jit
@@ -304,101 +453,11 @@ def is_anchored(opt_state, params):
   if (spd := optax.tree.get(opt_state, 'SPDState')) is None:
     return True
 
-  def is_hole(node):
+  def is_masked(node):
     return isinstance(node, optax.MaskedNode)
 
   def equal(anchor, param):
-    return is_hole(anchor) or jnp.array_equal(anchor, param)
+    return is_masked(anchor) or jnp.array_equal(anchor, param)
 
-  found = jax.tree.map(equal, spd.anchor, params, is_leaf=is_hole)
-  return jnp.all(jnp.array(jax.tree.leaves(found)))
-
-
-def _loss(graphdef, task, params, frozen, batch, seed, step, part=None):
-  """The training loss; `part` is which part of the batch this one is."""
-  key = jax.random.fold_in(jax.random.key(seed), step)
-  if part is not None:
-    key = jax.random.fold_in(key, part)
-  return task.loss(nnx.merge(graphdef, params, frozen), batch, key)
-
-
-def _step(
-  graphdef,
-  task,
-  method,
-  options,
-  layout,
-  frozen,
-  pretrained,
-  state,
-  batch,
-  seed,
-  step,
-  strength,
-  axis=None,
-):
-  """One step; rate and strengths are traced: one program serves a method."""
-  ema, accumulate = options
-  number = len(batch['label'])
-  params = state.params
-  if not axis:
-    # Left to itself the partitioner would split activations as it finds params
-    # split; they are to be split as the batch is.
-    params, frozen = layout.constrain_whole((params, frozen))
-
-  def loss_fn(params, batch, rows):
-    part = rows[0] if accumulate > 1 else None
-    if axis:
-      part = lax.axis_index(axis) * number + rows[0]
-    return _loss(graphdef, task, params, frozen, batch, seed, step, part)
-
-  loss_and_grads = jax.value_and_grad(loss_fn)
-  if accumulate > 1:
-    loss_and_grads = optax.microbatching.microbatch(
-      loss_and_grads,
-      argnums=(1, 2),
-      microbatch_size=number // accumulate,
-      accumulator=optax.microbatching.AccumulationType.MEAN,
-    )
-  loss, grads = loss_and_grads(params, batch, jnp.arange(number))
-  if axis:
-    loss, grads = lax.pmean((loss, grads), axis)
-  else:
-    grads = layout.constrain(grads)
-  finite = state.finite & jnp.isfinite(loss)
-  tx = method.make(**strength)
-  updates, opt_state = tx.update(grads, state.opt_state, state.params)
-  params = optax.apply_updates(state.params, updates)
-  params = jax.tree.map(
-    functools.partial(jnp.where, finite), params, state.params
-  )
-  average = state.average
-  if ema:
-    average = optax.incremental_update(params, average, 1 - ema)
-  metrics = {'loss': loss, 'deviation': _distance(params, pretrained)}
-  layers = {}
-  if (spd := optax.tree.get(opt_state, 'SPDState')) is not None:
-    before = optax.tree.get(state.opt_state, 'SPDState')
-    layers = {key: getattr(spd, key) for key in LAYERS}
-    selected = spd.selected_count - before.selected_count
-    decayed = spd.decayed_count - before.decayed_count
-    metrics |= {'selected': selected.mean(), 'decayed': decayed.mean()}
-  metrics['layers'] = layers
-  state = State(params, opt_state, average, finite)
-  if axis:
-    return state, metrics
-  return layout.constrain(state), layout.constrain_whole(metrics)
-
-
-jit_step = jax.jit(_step, static_argnums=(0, 1, 2, 3, 4), donate_argnums=7)
-
-
-@functools.partial(
-  jax.pmap,
-  axis_name='devices',
-  static_broadcasted_argnums=(0, 1, 2, 3, 4),
-  in_axes=(None,) * 5 + (0,) * 4 + (None,) * 3,
-  donate_argnums=7,
-)
-def _pmap_step(*args):
-  return _step(*args, axis='devices')
+  equals = jax.tree.map(equal, spd.anchor, params, is_leaf=is_masked)
+  return jnp.all(jnp.array(jax.tree.leaves(equals)))

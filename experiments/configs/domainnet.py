@@ -27,7 +27,7 @@ References:
   Peng et al., "Moment Matching for Multi-Source Domain Adaptation", 2019.
 """
 
-from experiments.configs.base import paper
+from experiments.configs.images import paper
 
 DOMAINS = ('clipart', 'infograph', 'painting', 'quickdraw', 'real', 'sketch')
 
@@ -60,6 +60,7 @@ def get_config(arg='clipart'):
   config.update(
     title=f'DomainNet from {source}, CLIP ViT-B/16',
     output_dir=f'runs/domainnet_{source}',
+    num_classes=345,
     train=part(0),
     val=part(1),
     eval_sets={name: split(name, 'test') for name in (source, *others)},

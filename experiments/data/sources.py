@@ -107,6 +107,19 @@ def part(source, shares, take, seed=0):
   return Rows(source, np.sort(np.concatenate(rows)))
 
 
+class Arrays:
+  """A source of what lies in memory: `{name: [N, ...]}`."""
+
+  def __init__(self, columns):
+    self.columns = columns
+
+  def __len__(self):
+    return len(next(iter(self.columns.values())))
+
+  def __getitem__(self, index):
+    return {name: column[index] for name, column in self.columns.items()}
+
+
 class Rows:
   """A source: some rows of another one."""
 

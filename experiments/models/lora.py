@@ -54,7 +54,7 @@ class LoRALinear(nnx.Module):
     return y + self.scale * (x @ a @ b)
 
 
-def add(model, rank, alpha, *, modules, dropout=0.0, rngs):
+def add(model, rank, alpha, *, modules, within=..., dropout=0.0, rngs):
   r"""The model with LoRA on some of its Linear modules.
 
   Args:
@@ -66,6 +66,8 @@ def add(model, rank, alpha, *, modules, dropout=0.0, rngs):
       r'.*\.attn\.(query|value)'; in a list of blocks it is
       `blocks.3.attn.query`, in stacked ones `blocks.attn.query`. What it
       matches beside Linear modules stays.
+    within: NNX filter of the kernels that may be adapted, such as of the part
+      of the model that is trained; all by default.
     dropout: the share of x that an adapter does not see in training, in [0, 1);
       see `with_dropout`.
     rngs: of the As.
@@ -82,9 +84,12 @@ def add(model, rank, alpha, *, modules, dropout=0.0, rngs):
       'dropout in [0, 1).'
     )
   matched, others = [], []
+  is_within = nnx.filterlib.to_predicate(within)
 
   def adapted(path, node):
     if not isinstance(node, nnx.Linear):
+      return node
+    if not is_within((*path, 'kernel'), node.kernel):
       return node
     name = '.'.join(map(str, path))
     if not re.fullmatch(modules, name):

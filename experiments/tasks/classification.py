@@ -1,4 +1,4 @@
-"""Image classification: the loss, what a model predicts, and the metrics."""
+"""Image classification: the loss, what is scored of it, and the metrics."""
 
 import dataclasses
 
@@ -7,23 +7,40 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments import evaluate
 from experiments.data import mixing
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LabelledSet(evaluate.EvalSet):
+  """An `EvalSet` that may have some of the classes only.
+
+  Attributes:
+    classes: bools [C], the classes that it has, the logits of the others being
+      left out; None for all.
+  """
+
+  classes: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Classification:
   """The task of a `heads.Classifier`. Hashable: it is part of the program.
 
+  A batch is {'image': [B, H, W, 1 or 3] from 0 to 255, 'label': [B]}; or, with
+  the tokens that enter `first_block` in the place of the images, {'hidden':
+  [B, T, D], 'label': [B]}.
+
   Attributes:
     num_classes: C.
-    first_block: 0 for inputs that are images, [B, H, W, 1 or 3] from 0 to 255;
-      otherwise they are tokens that enter this block, [B, T, D].
+    first_block: see `lower`.
     class_weights: C floats; each example counts as its class does, see `loss`.
     label_smoothing: what a target shares out among all classes.
     mixup: as `mixing.mix` takes it; so the next three.
     cutmix: see there.
     mix_probability: see there.
     mix_switch: see there.
+    metric_names: keys of `METRICS`.
   """
 
   num_classes: int
@@ -34,17 +51,7 @@ class Classification:
   cutmix: float
   mix_probability: float
   mix_switch: float
-
-  def tokens(self, model, inputs):
-    """Inputs -> the tokens that enter `first_block`, [B, T, D]."""
-    if self.first_block:
-      return inputs.astype(jnp.float32)
-    backbone = model.backbone
-    return backbone.embed(backbone.config.normalize(inputs))
-
-  def predict(self, model, inputs, key=None):
-    """Logits [B, C]; `key` is drop path's, in training."""
-    return model(self.tokens(model, inputs), self.first_block, key=key)
+  metric_names: tuple[str, ...]
 
   def loss(self, model, batch, key):
     """The training loss, a scalar: mixed, smoothed, weighted cross-entropy.
@@ -62,51 +69,80 @@ class Classification:
 
     Args:
       model: the classifier.
-      batch: 'image' as `predict` takes its inputs, 'label' [B].
+      batch: see the class.
       key: of this step.
     """
     mix_key, drop_key = jax.random.split(key)
-    inputs = batch['image']
     targets = jax.nn.one_hot(batch['label'], self.num_classes)
-    inputs, targets = mixing.mix(
-      mix_key,
-      inputs,
-      targets,
-      mixup=self.mixup,
-      cutmix=self.cutmix,
-      probability=self.mix_probability,
-      switch=self.mix_switch,
-    )
+    if self.mixup or self.cutmix:
+      images, targets = mixing.mix(
+        mix_key,
+        batch['image'],
+        targets,
+        mixup=self.mixup,
+        cutmix=self.cutmix,
+        probability=self.mix_probability,
+        switch=self.mix_switch,
+      )
+      batch = {**batch, 'image': images}
     # A sum of products: a TPU's matmul would round the weights to bfloat16.
     class_weights = jnp.array(self.class_weights, targets.dtype)
     weights = jnp.sum(targets * class_weights, -1)
     targets = optax.smooth_labels(targets, self.label_smoothing)
-    logits = self.predict(model, inputs, drop_key)
+    logits = self._logits(model, batch, drop_key)
     return jnp.mean(weights * optax.softmax_cross_entropy(logits, targets))
+
+  def outputs(self, model, batch):
+    """{'logits': [B, C], 'label': [B]}."""
+    return {'logits': self._logits(model, batch), 'label': batch['label']}
+
+  def lower(self, model, batch):
+    """The batch with the tokens that enter `first_block` for its images."""
+    tokens = self._tokens(model, batch)
+    tokens = model.backbone.encode(tokens, stop=self.first_block)
+    return {'hidden': tokens, 'label': batch['label']}
+
+  def features(self, model, batch):
+    """What the head sees, {'features': [B, F], 'label': [B]}."""
+    features = model.features(self._tokens(model, batch), self._entry(batch))
+    return {'features': features, 'label': batch['label']}
+
+  def metrics(self, outputs, eval_set):
+    """Metrics of a whole set.
+
+    Args:
+      outputs: of every example, [N, ...].
+      eval_set: the `LabelledSet`.
+
+    Returns:
+      `{name: float in [0, 1]}`.
+    """
+    logits, labels = outputs['logits'], outputs['label']
+    if eval_set.classes is not None:
+      logits = np.where(eval_set.classes, logits, -np.inf)
+    return {
+      name: float(METRICS[name](logits, labels)) for name in self.metric_names
+    }
+
+  def _logits(self, model, batch, key=None):
+    """`key` is drop path's, in training."""
+    return model(self._tokens(model, batch), self._entry(batch), key=key)
+
+  def _tokens(self, model, batch):
+    if 'hidden' in batch:
+      return batch['hidden'].astype(jnp.float32)
+    backbone = model.backbone
+    return backbone.embed(backbone.config.normalize(batch['image']))
+
+  def _entry(self, batch):
+    """The block that `_tokens` enter."""
+    return self.first_block if 'hidden' in batch else 0
 
 
 def balanced_weights(labels, num_classes):
   """Weights [C] under which every class counts the same; their mean is 1."""
   counts = np.bincount(labels, minlength=num_classes)
   return len(labels) / (num_classes * counts)
-
-
-def metrics(names, logits_NxC, labels_N, classes=None):
-  """Metrics of a whole set.
-
-  Args:
-    names: keys of `METRICS`.
-    logits_NxC: of every example.
-    labels_N: its class.
-    classes: bools [C]: the classes of this set, where it has not all of them;
-      the logits of the others are left out.
-
-  Returns:
-    `{name: float in [0, 1]}`.
-  """
-  if classes is not None:
-    logits_NxC = np.where(classes, logits_NxC, -np.inf)
-  return {name: float(METRICS[name](logits_NxC, labels_N)) for name in names}
 
 
 def _accuracy(logits_NxC, labels_N):

@@ -6,7 +6,7 @@ from experiments.models import clip, vit
 from tests.experiments import tiny_study
 
 # Where programs are judged, or run for longer than they compile.
-_OPTIMIZED = ('benchmark', 'compare', 'slices')
+_OPTIMIZED = ('benchmark', 'compare', 'topology')
 
 
 @pytest.fixture(scope='module', autouse=True)

@@ -13,7 +13,7 @@ from optax_spd import adam_spd
 from tests.experiments import test_train, tiny_study
 
 METHOD = dataclasses.replace(test_train.SPD, num_steps=12)
-STRENGTH = test_train.strength(spd=1.0)
+HYPERPARAMS = test_train.hyperparams(spd=1.0)
 RUN = {'learning_rate': 1e-2, 'model': {'name': 'x'}, 'layout': 'fsdp'}
 
 
@@ -36,7 +36,7 @@ def stopped(tmp_path_factory):
   layout = parallel.layout('fsdp:4', jax.devices())
   checkpoints = Stopping(folder, RUN)
   with pytest.raises(train.Stopped, match='after step 6 of 12'):
-    tuning(layout).run(METHOD, STRENGTH, 0, checkpoints=checkpoints)
+    tuning(layout).run(METHOD, HYPERPARAMS, 0, checkpoints=checkpoints)
   return folder
 
 
@@ -51,13 +51,13 @@ def test_it_goes_on_with_fewer_devices(copied, number):
   seen = []
   run = tuning(layout).run(
     METHOD,
-    STRENGTH,
+    HYPERPARAMS,
     0,
-    watch=lambda history, layers: seen.append(len(history)),
+    callback=lambda history, layers: seen.append(len(history)),
     checkpoints=checkpoint.Checkpoints(copied, RUN),
   )
   assert seen == list(range(7, 13))
-  whole = tuning(layout).run(METHOD, STRENGTH, 0)
+  whole = tuning(layout).run(METHOD, HYPERPARAMS, 0)
   # Sums in another order, before the stop.
   np.testing.assert_allclose(
     run.history['loss'], whole.history['loss'], atol=1e-5
@@ -83,7 +83,7 @@ def test_the_best_and_the_last_ones_are_kept(tmp_path):
 
   checkpoints = checkpoint.Checkpoints(tmp_path, RUN, keep=3)
   run = Falling(**vars(tuning())).run(
-    METHOD, STRENGTH, 0, checkpoints=checkpoints
+    METHOD, HYPERPARAMS, 0, checkpoints=checkpoints
   )
   assert run.step == 4
   kept = {path.name for path in tmp_path.iterdir()}
@@ -91,7 +91,7 @@ def test_the_best_and_the_last_ones_are_kept(tmp_path):
   # A process that comes later reads the best out of its checkpoint.
   again = Falling(**vars(tuning())).run(
     METHOD,
-    STRENGTH,
+    HYPERPARAMS,
     0,
     checkpoints=checkpoint.Checkpoints(tmp_path, RUN, keep=3),
   )
@@ -123,7 +123,7 @@ def test_one_that_cannot_be_read_leaves_the_others(copied, broken):
 
   def restore():
     tuning().run(
-      METHOD, STRENGTH, 0, checkpoints=checkpoint.Checkpoints(copied, RUN)
+      METHOD, HYPERPARAMS, 0, checkpoints=checkpoint.Checkpoints(copied, RUN)
     )
 
   with pytest.raises(ValueError, match=r'/6 cannot be read: .*Move it away'):
@@ -142,7 +142,7 @@ def test_one_of_another_model_is_refused(copied):
   message = r'of another model: .*\.fc1\.bias\.value is \(32,\), here \(64,\)\.'
   with pytest.raises(ValueError, match=message):
     other.run(
-      METHOD, STRENGTH, 0, checkpoints=checkpoint.Checkpoints(copied, RUN)
+      METHOD, HYPERPARAMS, 0, checkpoints=checkpoint.Checkpoints(copied, RUN)
     )
 
 
@@ -151,30 +151,30 @@ def test_a_disk_without_room(tmp_path, monkeypatch):
   monkeypatch.setattr(checkpoint.shutil, 'disk_usage', lambda path: usage)
   with pytest.raises(OSError, match=r'has room for 0\.0 GB'):
     tuning().run(
-      METHOD, STRENGTH, 0, checkpoints=checkpoint.Checkpoints(tmp_path, RUN)
+      METHOD, HYPERPARAMS, 0, checkpoints=checkpoint.Checkpoints(tmp_path, RUN)
     )
 
 
 def test_the_anchor_is_where_the_params_start():
   params = tuning().pretrained
   moved = jax.tree.map(lambda x: x + 1, params)
-  tx = METHOD.make(**STRENGTH)
+  tx = METHOD.make(**HYPERPARAMS)
   assert train.is_anchored(tx.init(params), params)
   assert not train.is_anchored(tx.init(moved), params)
   # A head without an anchor, and Adam, have nothing to compare.
   headless = dataclasses.replace(METHOD, anchor_head=False)
-  tx = headless.make(**STRENGTH)
+  tx = headless.make(**HYPERPARAMS)
   assert train.is_anchored(tx.init(params), params)
   assert not train.is_anchored(tx.init(moved), params)
-  tx = test_train.METHOD.make(**STRENGTH)
+  tx = test_train.METHOD.make(**HYPERPARAMS)
   assert train.is_anchored(tx.init(moved), params)
 
   class Elsewhere(type(METHOD)):
-    def make(self, **strength):
+    def make(self, **hyperparams):
       return adam_spd(1e-3, moved)
 
   with pytest.raises(RuntimeError, match='anchor is not where the params sta'):
-    tuning().init(Elsewhere(**vars(METHOD)), STRENGTH, params)
+    tuning().init(Elsewhere(**vars(METHOD)), HYPERPARAMS, params)
 
 
 class TestMain:

@@ -6,7 +6,15 @@ import pathlib
 import pytest
 
 from experiments import checks, main, parallel, study
-from experiments.configs import base, domainnet, elpv, imagenet, pacs
+from experiments.configs import (
+  base,
+  domainnet,
+  elpv,
+  imagenet,
+  images,
+  pacs,
+)
+from experiments.studies import classification
 from tests.experiments import tiny_study
 
 # What has an effect in one combination, and none in the other: the first
@@ -60,6 +68,27 @@ METHOD = [
       ('train', 'head'),
       ('layer_decay', 0.5),
       ('starts_from', 'adamw'),
+      ('lora', 4),
+    )
+  ),
+  ({'optimizer': 'adam', 'lora': 4}, {'train': 'head'}, 'are not trained'),
+  *(
+    ({'optimizer': 'adam', 'lora': 4, key: value}, {'lora': 0}, 'is no LoRA')
+    for key, value in (
+      ('lora_alpha', 8.0),
+      ('lora_dropout', 0.1),
+      ('lora_modules', 'x'),
+    )
+  ),
+  *(
+    (
+      {'optimizer': 'adam', 'lora': 4, 'spd': 1.0, 'anchor': 'origin'},
+      in_vain,
+      message,
+    )
+    for in_vain, message in (
+      ({'lora': 0}, 'and there are none'),
+      ({'spd': None}, 'of SPD, which is off'),
     )
   ),
   ({'average_of': 'adamw', 'alpha': 0.2}, {'average_of': ''}, 'nothing is ave'),
@@ -91,7 +120,7 @@ def config(monkeypatch):
   """A zero-shot study of folders, without mixing and augmentation."""
   devices = parallel.all_devices() * 8
   monkeypatch.setattr(parallel, 'all_devices', lambda: devices)
-  config = base.base()
+  config = images.base()
   config.update(
     head='zero_shot', train={'kind': 'folder'}, val={'kind': 'elpv'}
   )
@@ -99,30 +128,45 @@ def config(monkeypatch):
   return config
 
 
+def check_keys(config):
+  """What can be told without a file of data."""
+  study._check_keys(config)
+  classification._check_keys(config)
+
+
+def check_effects(config):
+  for rules in (checks.RULES, classification.RULES):
+    checks.check_effects(rules, config, images.base())
+  for name, method in config.methods.items():
+    checks.check_effects(
+      checks.METHOD_RULES, method, base.method(''), f'methods.{name}'
+    )
+
+
 @pytest.mark.parametrize(('changes', 'in_vain', 'message'), STUDY)
 def test_keys_of_a_study(config, changes, in_vain, message):
   config.update_from_flattened_dict(changes)
-  checks.check_effects(config)
+  check_effects(config)
   config.update(in_vain)
   with pytest.raises(ValueError, match=message):
-    checks.check_effects(config)
+    check_effects(config)
   # The default is what no one has asked for.
   for key in changes:
-    default = base.base()
+    default = images.base()
     for name in key.split('.'):
       default = default[name]
     config.update_from_flattened_dict({key: default})
   config.mix_probability, config.mix_switch = 1.0, 0.5
-  checks.check_effects(config)
+  check_effects(config)
 
 
 @pytest.mark.parametrize(('changes', 'in_vain', 'message'), METHOD)
 def test_keys_of_a_method(config, changes, in_vain, message):
   config.methods.mine = base.method('', **changes)
-  checks.check_effects(config)
+  check_effects(config)
   config.methods.mine.update(in_vain)
   with pytest.raises(ValueError, match=rf'config\.methods\.mine\..*{message}'):
-    checks.check_effects(config)
+    check_effects(config)
 
 
 @pytest.mark.parametrize(
@@ -137,14 +181,14 @@ def test_keys_of_a_method(config, changes, in_vain, message):
 )
 def test_studies_that_are_shipped(config):
   """And with the flags that leave keys of theirs without effect."""
-  study.check_config(config)
+  check_keys(config)
   for block in (0, config.first_block):
     config.first_block = block
-    study.check_config(config)
+    check_keys(config)
   for name in list(config.methods):
     if not config.methods[name].optimizer:
       del config.methods[name]
-  study.check_config(config)
+  check_keys(config)
 
 
 def test_workers_that_have_nothing_to_read(tmp_path):
@@ -167,13 +211,16 @@ def test_workers_that_have_nothing_to_read(tmp_path):
     ('methods.adamw.weight_decay', -0.1, 'is from 0 to inf'),
     ('methods.spd_1.spd', -1.0, 'is from 0 to inf'),
     ('methods.wise_ft.alpha', 1.5, 'is from 0 to 1'),
+    ('methods.lora.lora', -1, 'is from 0 to inf'),
+    ('methods.lora.lora_dropout', 1.0, '0 or more, below 1'),
+    ('methods.lora.anchor', 'x', 'it must be one of start, origin'),
   ],
 )
 def test_values_out_of_range(key, value, message):
   config = elpv.get_config()
   config.update_from_flattened_dict({key: value})
   with pytest.raises(ValueError, match=message):
-    study.check_config(config)
+    check_keys(config)
 
 
 def test_keys_that_no_study_has():
@@ -182,11 +229,11 @@ def test_keys_that_no_study_has():
   with pytest.raises(
     ValueError, match=r'weight_decya is no .* mean weight_decay\?'
   ):
-    checks.normalise(config)
+    study.normalise(config)
   config = elpv.get_config()
   del config.model.scan
   with pytest.raises(ValueError, match=r'config\.model\.scan is missing'):
-    checks.normalise(config)
+    study.normalise(config)
 
 
 def test_home_stands_for_a_tilde(tmp_path, monkeypatch):
@@ -196,7 +243,7 @@ def test_home_stands_for_a_tilde(tmp_path, monkeypatch):
   config.update(output_dir='~/runs', prompts='~/p', class_names='~/c')
   config.model.pretrained = '~/vit'
   for _ in range(2):  # what is expanded stays
-    checks.normalise(config)
+    study.normalise(config)
     assert config.cache_dir == str(tmp_path / '.cache/optax_spd')
     assert config.data_dir == str(tmp_path / 'data')
     assert config.output_dir == str(tmp_path / 'runs')
@@ -207,7 +254,7 @@ def test_home_stands_for_a_tilde(tmp_path, monkeypatch):
   with pytest.raises(
     ValueError, match=r'output_dir is .* of a user that is not'
   ):
-    checks.normalise(config)
+    study.normalise(config)
 
 
 def test_a_run_in_the_home_folder(noise, tiny_clip, tmp_path, monkeypatch):

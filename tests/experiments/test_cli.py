@@ -18,7 +18,7 @@ def run(program, arguments):
       sys.argv[1:] = arguments
       for flag in ('case', 'model', 'dtype', 'layout', 'steps', 'topology',
                    'growth', 'output_dir', 'batch_size', 'image_size',
-                   'in_flight', 'classes', 'methods'):
+                   'in_flight', 'methods'):
         delattr(benchmark.FLAGS, flag)  # of the import
       try:
         runpy.run_module(f'experiments.{program}', run_name='__main__',
@@ -89,8 +89,8 @@ LINES = [
   ('benchmark', ['--config.x=1'], "Unknown command line flag 'config.x'"),
   ('benchmark', ['--config=elpv', '--config.x=1'], "is 'x'"),
   ('benchmark', ['--config=elpv', '--config.train.limit=1'], 'not read it'),
-  ('benchmark', ['--config=elpv', '--config.batch_size=8'], 'not read it'),
-  ('benchmark', ['--classes=8'], '--classes has no effect with no --co'),
+  ('benchmark', ['--config=elpv', '--config.eval_every=8'], 'not read it'),
+  ('benchmark', ['--methods=adamw'], '--methods has no effect with no --co'),
   ('benchmark', ['--batch_size=8'], 'effect with --case=optimizer'),
   ('benchmark', ['--growth', '--image_size=8'], 'effect with --growth'),
   ('gpu_check', ['--nosuch'], "Unknown command line flag 'nosuch'"),
@@ -107,7 +107,7 @@ def told(tmp_path_factory):
   """What each of `LINES` ends with: the exit status, and what it prints."""
   folder = tmp_path_factory.mktemp('studies')
   for name, text in _STUDIES.items():
-    head = 'from experiments.configs.base import base\n\n'
+    head = 'from experiments.configs.images import base\n\n'
     (folder / name).write_text(head + text)
   lines = [(program, arguments) for program, arguments, _ in LINES]
   done = subprocess.run(

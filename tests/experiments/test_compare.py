@@ -8,7 +8,7 @@ import types
 import jax
 import pytest
 
-from experiments import compare, study
+from experiments import compare
 from experiments.configs import elpv
 from tests.experiments import tiny_study
 
@@ -37,8 +37,7 @@ def test_the_study_end_to_end(tmp_path, capsys, full):
   opened = compare.configure(
     config, seeds=num_seeds, methods=methods, full=full
   )
-  model = study.load_model(config, opened['train'].class_names)
-  compare.compare(config, opened, model)
+  compare.compare(config, opened)
   printed = capsys.readouterr().out
   assert ('a demonstration, not evidence' in printed) == full
   folder = tmp_path / 'new' / 'folder'

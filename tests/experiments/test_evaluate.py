@@ -4,12 +4,20 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import evaluate, parallel, study
+from experiments import evaluate, parallel
+from experiments.data import sources
 
 
-def a_set(inputs, labels=None, **changes):
-  labels = np.arange(len(inputs)) if labels is None else labels
-  return evaluate.EvalSet(study.Arrays(inputs, labels), **changes)
+def a_set(inputs, **changes):
+  columns = {'x': inputs, 'label': np.arange(len(inputs))}
+  return evaluate.EvalSet(sources.Arrays(columns), **changes)
+
+
+class Echo:
+  """Its outputs are its batch, its metrics all that it is given."""
+
+  def metrics(self, outputs, eval_set):
+    return {'task': self, 'outputs': outputs, 'info': eval_set.info}
 
 
 @pytest.mark.parametrize('batch_size', [1, 3, 7, 16])
@@ -17,32 +25,39 @@ def test_ragged_batches_are_exact(batch_size):
   traced, done = [], []
 
   @jax.jit
-  def double(x):
-    traced.append(x.shape)
-    return 2 * x
+  def double(batch):
+    traced.append(batch['x'].shape)
+    return {'y': 2 * batch['x'], 'label': batch['label']}
 
   x = np.arange(21, dtype=np.float32).reshape(7, 3)
   layout = parallel.layout(devices=jax.devices()[:1])
-  y, labels = evaluate.predictions(
-    double, a_set(x), batch_size, layout, done.append
-  )
-  np.testing.assert_array_equal(y, 2 * x)
-  np.testing.assert_array_equal(labels, np.arange(7))
+  outputs = evaluate.apply(double, a_set(x), batch_size, layout, done.append)
+  np.testing.assert_array_equal(outputs['y'], 2 * x)
+  np.testing.assert_array_equal(outputs['label'], np.arange(7))
   assert traced == [(batch_size, 3)]
   assert sum(done) == 7
 
 
-def test_every_set_is_reported():
+def test_every_set_is_reported_by_its_own_task():
+  task, other = Echo(), Echo()
   sets = {
     'id': a_set(np.eye(5)),
-    'ood': a_set(np.ones((2, 5)), classes=np.array([True, False])),
+    'ood': a_set(np.ones((2, 5)), info=('a', 'b'), task=other),
   }
   layout = parallel.layout(devices=jax.devices()[:2])
-  found = evaluate.evaluate(lambda x: x, lambda *given: given, sets, 4, layout)
-  for name, (outputs, labels, classes) in found.items():
-    np.testing.assert_array_equal(outputs, sets[name].source.inputs)
-    np.testing.assert_array_equal(labels, sets[name].source.labels)
-    assert classes is sets[name].classes
+
+  def outputs(task, batch):
+    return {**batch, 'theirs': batch['label'] + (task is other)}
+
+  metrics = evaluate.evaluate(outputs, task, sets, 4, layout)
+  for name, own in (('id', task), ('ood', other)):
+    found, columns = metrics[name], sets[name].source.columns
+    assert found['task'] is own
+    assert found['info'] is sets[name].info
+    np.testing.assert_array_equal(found['outputs']['x'], columns['x'])
+    np.testing.assert_array_equal(
+      found['outputs']['theirs'], columns['label'] + (own is other)
+    )
 
 
 def test_processes_read_large_sets_only(monkeypatch):

@@ -2,7 +2,6 @@
 
 import json
 import os
-import pathlib
 import random
 import re
 import signal
@@ -16,20 +15,10 @@ import orbax.checkpoint as ocp
 import pytest
 
 from experiments.configs import elpv
-from tests.experiments import tiny_study
+from tests.experiments import kinds, tiny_study
 
-_STUDY = pathlib.Path(__file__).parent / 'tiny_study.py'
 _TIMES = ('images_per_second', 'seconds_left', 'peak_bytes')
 _OF_ROWS = ('seconds', 'waiting', 'command')
-# All that is drawn at random, and all that a step hands on to the next.
-_EVERYTHING = {
-  'augment': True,
-  'mixup': 0.8,
-  'cutmix': 1.0,
-  'model.drop_path': 0.2,
-  'ema': 0.9,
-  'accumulate': 2,
-}
 
 
 _started = []
@@ -46,15 +35,15 @@ def nothing_is_left_running():
 
 
 class Runs:
-  """Starts `tiny_main` on the images of `tiny_study`, and reads its files."""
+  """Starts `tiny_main` on a study of `kinds`, and reads its files."""
 
-  def __init__(self, noise, folder, **config):
+  def __init__(self, noise, folder, kind='classification', **config):
     self.folder = folder / 'spd_1_0'
     self._command = [
       sys.executable,
       '-m',
       'tests.experiments.tiny_main',
-      f'--config={_STUDY}:{noise}',
+      f'--config={kinds.KINDS[kind].module.__file__}:{noise}',
       '--method=spd_1',
       f'--config.output_dir={folder}',
       *[f'--config.{key}={value}' for key, value in config.items()],
@@ -147,17 +136,20 @@ def assert_same(result, wanted):
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment_it_ends_bit_equal(noise, tmp_path):
-  config = {'num_steps': 90, 'save_every': 3, 'log_every': 1} | _EVERYTHING
-  whole = Runs(noise, tmp_path / 'whole', **config)
+@pytest.mark.parametrize('kind', kinds.KINDS)
+def test_killed_at_any_moment_it_ends_bit_equal(noise, tmp_path, kind):
+  config = {'num_steps': 90, 'save_every': 3, 'log_every': 1}
+  # All that is drawn at random, and all that a step hands on to the next.
+  config |= {'ema': 0.9, 'accumulate': 2, **kinds.KINDS[kind].everything}
+  whole = Runs(noise, tmp_path / 'whole', kind, **config)
   printed = whole.run()
   assert 'Adam-SPD 1' in printed
   assert np.mean([line['decayed'] for line in whole.lines()]) > 0.05
 
-  killed = Runs(noise, tmp_path / 'killed', **config)
+  killed = Runs(noise, tmp_path / 'killed', kind, **config)
   rng = random.Random(0)
   in_a_save = {3, 7, 11, 15, 19}
-  for life in range(20):
+  for life in range(kinds.KINDS[kind].lives):
     process = killed.start(delay=0.05)
     killed.wait_for_step(killed.step() + rng.randint(0, 3), process)
     if life in in_a_save:

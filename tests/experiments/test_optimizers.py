@@ -164,6 +164,41 @@ def test_layer_decay():
   assert backbone['pre_norm']['scale'] == pytest.approx(1 / 8)
 
 
+def _adapted():
+  """Two linear maps and a head; the factors of one are adapters."""
+  adapter = {'lora_a': jnp.ones((3, 2)), 'lora_b': jnp.zeros((2, 3))}
+  return {'query': adapter, 'head': PARAMS['head']}
+
+
+def test_the_factors_of_lora_decay_as_kernels_do():
+  params = jax.tree.map(lambda p: p + 1, _adapted())
+  ours, _ = run(make(optimizer='adamw', weight_decay=2.0), params)
+  plain, _ = run(make(optimizer='adamw'), params)
+  moved = jax.tree.map(lambda a, b: bool((a < b).all()), ours, plain)
+  assert moved == {
+    'query': {'lora_a': True, 'lora_b': True},
+    'head': {'kernel': True, 'bias': False},
+  }
+
+
+@pytest.mark.parametrize('anchor_head', [True, False])
+def test_the_origin_is_the_anchor_of_the_factors(anchor_head):
+  params = _adapted()
+  anchor = {**params, 'query': jax.tree.map(jnp.zeros_like, params['query'])}
+  mask = {'query': True, 'head': anchor_head}
+  theirs, their_state = run(
+    adam_spd(SCHEDULE, anchor, mask=mask if not anchor_head else None), params
+  )
+  ours, state = run(make(1.0, anchor='origin', anchor_head=anchor_head), params)
+  assert_close(ours, theirs)
+  spd, theirs = (optax.tree.get(s, 'SPDState') for s in (state, their_state))
+  np.testing.assert_array_equal(spd.decayed_count, theirs.decayed_count)
+  assert spd.decayed_count.sum() > 0
+  assert not jax.tree.leaves(spd.anchor['query'])
+  started, _ = run(make(1.0, anchor_head=anchor_head), params)
+  assert (started['query']['lora_a'] != ours['query']['lora_a']).any()
+
+
 def test_stacked_blocks_take_the_same_steps():
   def stack(params):
     blocks = params['backbone']['blocks']

@@ -1,6 +1,5 @@
-"""The same run, however it lies on the devices."""
+"""How arrays lie on the devices; test_kinds.py runs studies so."""
 
-import dataclasses
 import subprocess
 import sys
 
@@ -10,65 +9,6 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from experiments import parallel
-from tests.experiments import test_train
-
-# Wide enough for `fsdp` to split its kernels.
-_WIDE = dataclasses.replace(test_train.TINY, depth=1, width=128, mlp_dim=256)
-_TASK = dataclasses.replace(test_train.TASK, first_block=0)
-_METHOD = dataclasses.replace(test_train.SPD, num_steps=12, clip_norm=1.0)
-
-
-def run(layout, model=_WIDE, **changes):
-  tuning = test_train.fine_tuning(
-    _TASK, model, layout, num_steps=12, eval_every=6, **changes
-  )
-  strength = test_train.strength(spd=1.0, learning_rate=1e-3)
-  return tuning.run(_METHOD, strength, 0)
-
-
-@pytest.fixture(scope='module')
-def alone():
-  """The run on one device."""
-  return run(parallel.layout(devices=jax.devices()[:1]))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-  ('name', 'accumulate', 'split'),
-  [
-    ('replicated', 1, False),
-    ('fsdp', 2, True),
-    ('fsdp:4', 1, True),
-    ('pmap', 1, False),
-    ('pmap', 2, False),
-  ],
-)
-def test_every_layout_takes_the_same_steps(alone, name, accumulate, split):
-  layout = parallel.layout(name, jax.devices())
-  found = run(layout, accumulate=accumulate)
-  # Sums in another order.
-  np.testing.assert_allclose(
-    found.history['loss'], alone.history['loss'], rtol=0, atol=1e-5
-  )
-  np.testing.assert_allclose(
-    found.history['deviation'], alone.history['deviation'], rtol=1e-3
-  )
-  assert found.history['decayed'].mean() > 0.1
-  assert abs(found.history['decayed'] - alone.history['decayed']).max() < 0.1
-  assert found.step == alone.step
-  kernel = found.params['backbone']['blocks'][0]['mlp']['fc1']['kernel'][...]
-  assert len(kernel.sharding.device_set) == 8
-  assert kernel.sharding.is_fully_replicated == (not split)
-
-
-@pytest.mark.slow
-def test_accumulation_and_rematerialisation_change_nothing(alone):
-  layout = parallel.layout(devices=jax.devices()[:1])
-  model = dataclasses.replace(_WIDE, remat=True)
-  found = run(layout, model, accumulate=4)
-  np.testing.assert_allclose(
-    found.history['loss'], alone.history['loss'], rtol=0, atol=1e-5
-  )
 
 
 def test_where_arrays_lie():

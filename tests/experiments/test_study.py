@@ -6,17 +6,21 @@ import shutil
 
 import numpy as np
 import pytest
+from flax import nnx
 
-from experiments import cli, study
-from experiments.configs import base
-from experiments.data import augment, images
+from experiments import cli, evaluate, study
+from experiments.configs import base, images
+from experiments.data import augment
+from experiments.data import images as image_files
 from experiments.models import clip, vit
 from experiments.pretrained import safetensors
+from experiments.studies import base as studies
+from experiments.studies import classification
 from tests.experiments.data import files
 
 CLASSES = ('big_dog', 'cat', 'owl')
 # A head without the texts of `config`.
-ZEROS = {'head': 'zeros', 'prompts': base.base().prompts}
+ZEROS = {'head': 'zeros', 'prompts': images.base().prompts}
 
 
 @pytest.fixture
@@ -33,7 +37,7 @@ def config(tmp_path, tiny_clip):
     part = {'shares': (0.8, 0.1, 0.1), 'take': take, 'seed': 0}
     return {'kind': 'folder', 'path': 'near', 'part': part}
 
-  config = base.base()
+  config = images.base()
   config.update(
     data_dir=str(tmp_path),
     output_dir=str(tmp_path / 'run'),
@@ -54,8 +58,9 @@ def config(tmp_path, tiny_clip):
 
 def load(config):
   opened = study.check(config)
-  model = study.load_model(config, opened['train'].class_names)
-  return model, *study.load(config, opened, model, cli.progress)
+  tuning = study.load(config, opened, cli.progress)
+  model = nnx.merge(tuning.graphdef, tuning.pretrained, tuning.frozen)
+  return model, tuning
 
 
 def test_the_recipe_reaches_the_model_and_the_task(config):
@@ -68,7 +73,7 @@ def test_the_recipe_reaches_the_model_and_the_task(config):
     **ZEROS,
   )
   config.model.update(dtype='bfloat16', drop_path=0.25, remat=True, scan=True)
-  model, tuning, _ = load(config)
+  model, tuning = load(config)
   ours = model.backbone.config
   assert (ours.dtype, ours.drop_path, ours.remat, ours.scan) == (
     'bfloat16',
@@ -87,7 +92,7 @@ def test_the_recipe_reaches_the_model_and_the_task(config):
 
 
 def test_the_zero_shot_head(config, tiny_clip):
-  model, tuning, _ = load(config)
+  model, tuning = load(config)
   text, tokenizer, scale = safetensors.load_text(
     clip.CONFIGS['clip_b16'], tiny_clip
   )
@@ -104,17 +109,17 @@ def test_the_zero_shot_head(config, tiny_clip):
 
 
 def test_a_model_that_the_checkpoint_describes(config, monkeypatch):
-  named = study.load_model(config, CLASSES)
+  named = classification.load_model(config, CLASSES)
   for configs in (vit.CONFIGS, clip.CONFIGS):
     monkeypatch.delitem(configs, 'clip_b16')
   config.model.update(name='', drop_path=0.25)
-  model, _, _ = load(config)
+  model, _ = load(config)
   ours = named.backbone.config
   assert model.backbone.config == dataclasses.replace(ours, drop_path=0.25)
   np.testing.assert_array_equal(model.head.kernel[...], named.head.kernel[...])
 
 
-@pytest.mark.parametrize('head', ['zeros', 'zero_shot'])
+@pytest.mark.parametrize('head', [ZEROS, {}])
 @pytest.mark.parametrize(
   ('file', 'change', 'message'),
   [
@@ -142,9 +147,9 @@ def test_a_wrong_checkpoint_is_refused_before_anything_is_read(
   data = (folder / file).read_bytes()
   assert old in data
   (folder / file).write_bytes(data.replace(old, new))
-  config.update(**ZEROS if head == 'zeros' else {'head': head})
+  config.update(**head)
   config.model.pretrained = str(folder)
-  monkeypatch.setattr(images, 'decode', None)
+  monkeypatch.setattr(image_files, 'decode', None)
   monkeypatch.setattr(safetensors, '_read', None)
   with pytest.raises(ValueError, match=message) as error:
     study.check(config)
@@ -178,9 +183,11 @@ def test_a_wrong_text_tower_matters_to_a_zero_shot_head(
 def test_names_of_classes_out_of_a_file(config, tmp_path):
   (tmp_path / 'names.txt').write_text('a\nb\nc\n')
   config.class_names = str(tmp_path / 'names.txt')
-  named = study.load_model(config, CLASSES).head.kernel[...]
+  named = classification.load_model(config, CLASSES).head.kernel[...]
   config.class_names = ''
-  assert (named != study.load_model(config, CLASSES).head.kernel[...]).any()
+  assert (
+    named != classification.load_model(config, CLASSES).head.kernel[...]
+  ).any()
   (tmp_path / 'names.txt').write_text('a\nb\n')
   config.class_names = str(tmp_path / 'names.txt')
   with pytest.raises(ValueError, match=r'has 2 lines, the training set 3'):
@@ -198,20 +205,20 @@ def test_wordnet_ids_are_no_names(config, tmp_path):
 
 def test_the_blocks_below_are_run_once(config):
   config.update(first_block=1, **ZEROS)
-  model, tuning, sets = load(config)
+  model, tuning = load(config)
   images = next(
-    study.evaluate.EvalSet(
-      study.open_sets(config)['OOD'], augment.evaluation(20)
+    evaluate.EvalSet(
+      studies.open_sets(config)['OOD'], augment.evaluation(20)
     ).batches(4)
   )
   backbone = model.backbone
   tokens = backbone.embed(backbone.config.normalize(images['image']))
   tokens = backbone.encode(tokens, stop=1)
-  found = next(sets['OOD'].batches(4))
+  found = next(tuning.sets['OOD'].batches(4))
   # Stored in half precision.
-  np.testing.assert_allclose(found['image'], tokens, rtol=2e-3, atol=2e-3)
+  np.testing.assert_allclose(found['hidden'], tokens, rtol=2e-3, atol=2e-3)
   np.testing.assert_array_equal(found['label'], images['label'])
-  assert next(tuning.train(0))['image'].shape == (8, *tokens.shape[1:])
+  assert next(tuning.train(0))['hidden'].shape == (8, *tokens.shape[1:])
   assert set(tuning.pretrained['backbone']['blocks']) == {1}
 
 
@@ -220,10 +227,10 @@ def test_images_in_training_are_those_of_evaluation_or_augmented(
   config, repeats
 ):
   config.update(**ZEROS)
-  _, tuning, _ = load(config)
+  _, tuning = load(config)
   config.repeats = repeats  # refused without augmentation
-  opened = study.open_sets(config)
-  plain = study.evaluate.EvalSet(opened['train'], augment.evaluation(20))
+  opened = studies.open_sets(config)
+  plain = evaluate.EvalSet(opened['train'], augment.evaluation(20))
   known = {
     image.tobytes() for batch in plain.batches(8) for image in batch['image']
   }
@@ -234,14 +241,14 @@ def test_images_in_training_are_those_of_evaluation_or_augmented(
   assert (twice[:, 0] == twice[:, 1]).all() == (repeats == 2)
   assert (pairs[:, 0] == pairs[:, 1]).all() == (repeats == 2)
   config.augment = True
-  _, tuning, _ = load(config)
+  _, tuning = load(config)
   batch = next(tuning.train(0))
   assert not any(image.tobytes() in known for image in batch['image'])
 
 
 def test_each_piece_of_augmentation_can_be_switched_off(config):
   config.update(**ZEROS, augment=True, crop_scale=(0.5, 1.0))
-  _, tuning, _ = load(config)
+  _, tuning = load(config)
   seen = [next(tuning.train(0))['image']]
   for changes in ({'flip': 0.0}, {'randaugment': False}, {'erasing': 0.0}):
     config.update(**changes)
@@ -252,10 +259,10 @@ def test_each_piece_of_augmentation_can_be_switched_off(config):
 
 def test_evaluation_sees_the_centre(config):
   config.update(**ZEROS, eval_crop=0.5)
-  _, tuning, sets = load(config)
-  opened = study.open_sets(config)
-  for name, eval_set in {'val': tuning.val, **sets}.items():
-    expected = study.evaluate.EvalSet(opened[name], augment.evaluation(20, 0.5))
+  _, tuning = load(config)
+  opened = studies.open_sets(config)
+  for name, eval_set in tuning.sets.items():
+    expected = evaluate.EvalSet(opened[name], augment.evaluation(20, 0.5))
     for ours, theirs in zip(
       eval_set.batches(4), expected.batches(4), strict=True
     ):
@@ -266,7 +273,7 @@ def test_classes_that_count_the_same(config, tmp_path):
   for file in sorted((tmp_path / 'near' / 'owl').iterdir())[5:]:
     file.unlink()
   config.update(balanced_loss=True, **ZEROS)
-  _, tuning, _ = load(config)
+  _, tuning = load(config)
   # 8, 8 and 4 in training.
   np.testing.assert_allclose(
     tuning.task.class_weights, [20 / 24, 20 / 24, 20 / 12]
@@ -363,6 +370,22 @@ def test_methods_that_hang_on_others(config):
     }
   )
   with pytest.raises(ValueError, match=r"methods\.c starts from 'b', which"):
+    study.check(config)
+
+
+def test_lora_starts_from_lora(config):
+  config.methods.b = base.method(
+    '', optimizer='adam', lora=4, starts_from='adamw'
+  )
+  with pytest.raises(
+    ValueError, match=r"b\.lora is 4, and it starts from 'adamw', where it is 0"
+  ):
+    study.check(config)
+
+
+def test_the_number_of_classes_is_the_training_set_s(config):
+  config.num_classes = 4
+  with pytest.raises(ValueError, match='is 4, the training set has 3; set it'):
     study.check(config)
 
 

@@ -9,20 +9,22 @@ import pytest
 from flax import nnx
 from ml_collections import ConfigDict
 
-from experiments import evaluate, optimizers, parallel, study, train
-from experiments.data import pipeline
+from experiments import averages, optimizers, parallel, train
+from experiments.data import pipeline, sources
 from experiments.models import blocks, heads, vit
 from experiments.tasks import classification
 
 TINY = dataclasses.replace(
   vit.CONFIGS['dinov2_s14'], width=16, depth=3, num_heads=2, mlp_dim=32, grid=2
 )
-TASK = classification.Classification(2, 1, (1.0, 1.0), 0.0, 0.0, 0.0, 1.0, 0.5)
+TASK = classification.Classification(
+  2, 1, (1.0, 1.0), 0.0, 0.0, 0.0, 1.0, 0.5, ('auroc',)
+)
 METHOD = optimizers.Method('adam', 'all', 1.0, False, 40, 0.1, 0.0, 0.0, True)
 SPD = dataclasses.replace(METHOD, spd=True)
 
 
-def strength(weight_decay=0.0, spd=0.0, learning_rate=1e-2):
+def hyperparams(weight_decay=0.0, spd=0.0, learning_rate=1e-2):
   return {
     'learning_rate': learning_rate,
     'weight_decay': weight_decay,
@@ -55,17 +57,20 @@ def fine_tuning(task=TASK, model_config=TINY, layout=None, **changes):
     signal = 20 * (inputs.mean((1, 2, 3)) / 127.5 - 1)
   # Noisy labels: the gradient turns, and SPD finds something to do.
   labels = (signal + rng.normal(size=200) > 0.5).astype(np.int32)
-  train_set = study.Arrays(inputs[:100], labels[:100])
+  name = 'hidden' if task.first_block else 'image'
+  train_set, val_set = (
+    sources.Arrays({name: inputs[rows], 'label': labels[rows]})
+    for rows in (slice(100), slice(100, 200))
+  )
   return train.FineTuning(
     task,
-    functools.partial(classification.metrics, ('auroc',)),
     graphdef,
     layout.put(pretrained),
     layout.put(frozen),
     lambda seed, start=0: pipeline.train_batches(
       train_set, (), batch_size=16, seed=seed, start=start
     ),
-    evaluate.EvalSet(study.Arrays(inputs[100:], labels[100:])),
+    {'val': classification.LabelledSet(val_set)},
     config,
     layout,
   )
@@ -83,7 +88,7 @@ def test_the_whole_network_is_trained_from_images():
   config = dataclasses.replace(TINY, drop_path=0.3)
   tuning = fine_tuning(task, config, num_steps=6)
   assert not jax.tree.leaves(tuning.frozen)
-  first, again = (tuning.run(SPD, strength(spd=1.0), 0) for _ in range(2))
+  first, again = (tuning.run(SPD, hyperparams(spd=1.0), 0) for _ in range(2))
   jax.tree.map(np.testing.assert_array_equal, first.params, again.params)
   moved = jax.tree.map(
     lambda a, b: (a != b).any(), first.params, tuning.pretrained
@@ -93,14 +98,14 @@ def test_the_whole_network_is_trained_from_images():
   other = dataclasses.replace(
     tuning, train=lambda seed, start: tuning.train(0, start)
   )
-  other = other.run(SPD, strength(spd=1.0), 1)
+  other = other.run(SPD, hyperparams(spd=1.0), 1)
   assert (other.history['loss'][1:] != first.history['loss'][1:]).any()
 
 
 def test_a_run_is_deterministic_in_its_seed():
   tuning = fine_tuning()
   first, again, other = (
-    tuning.run(SPD, strength(spd=1.0), seed) for seed in (0, 0, 1)
+    tuning.run(SPD, hyperparams(spd=1.0), seed) for seed in (0, 0, 1)
   )
   jax.tree.map(np.testing.assert_array_equal, first.params, again.params)
   np.testing.assert_array_equal(first.history['loss'], again.history['loss'])
@@ -110,9 +115,9 @@ def test_a_run_is_deterministic_in_its_seed():
 
 def test_spd_at_zero_is_adam_and_at_one_stays_closer():
   tuning = fine_tuning()
-  adam = tuning.run(METHOD, strength(), 0)
-  zero = tuning.run(SPD, strength(), 0)
-  one = tuning.run(SPD, strength(spd=1.0), 0)
+  adam = tuning.run(METHOD, hyperparams(), 0)
+  zero = tuning.run(SPD, hyperparams(), 0)
+  one = tuning.run(SPD, hyperparams(spd=1.0), 0)
   # Fused differently around apply_updates: the last bits.
   np.testing.assert_allclose(
     adam.history['loss'], zero.history['loss'], rtol=1e-4
@@ -125,9 +130,9 @@ def test_spd_at_zero_is_adam_and_at_one_stays_closer():
 
 def test_l2sp_stays_closer_and_adam_learns():
   tuning = fine_tuning()
-  adam = tuning.run(METHOD, strength(), 0)
+  adam = tuning.run(METHOD, hyperparams(), 0)
   l2sp = dataclasses.replace(METHOD, optimizer='l2sp')
-  l2sp = tuning.run(l2sp, strength(weight_decay=1.0), 0)
+  l2sp = tuning.run(l2sp, hyperparams(weight_decay=1.0), 0)
   assert l2sp.history['deviation'][-1] < 0.9 * adam.history['deviation'][-1]
   losses = adam.history['loss']
   assert losses[-5:].mean() < 0.8 * losses[:5].mean()
@@ -143,7 +148,7 @@ def test_the_best_step_on_validation_is_kept():
       return metrics
 
   tuning = fine_tuning(eval_every=7)
-  run = Recorded(**vars(tuning)).run(METHOD, strength(), 0)
+  run = Recorded(**vars(tuning)).run(METHOD, hyperparams(), 0)
   steps = [7, 14, 21, 28, 35, 40]
   assert len(seen) == len(steps)
   aurocs = [auroc for auroc, _ in seen]
@@ -155,18 +160,18 @@ def test_the_best_step_on_validation_is_kept():
 
 
 def test_the_running_average():
-  shown = []
+  evaluated = []
 
   class Recorded(train.FineTuning):
     def evaluate(self, params, sets):
-      shown.append(jax.device_get(params))
+      evaluated.append(jax.device_get(params))
       return super().evaluate(params, sets)
 
   def every_step(ema):
-    shown.clear()
+    evaluated.clear()
     tuning = fine_tuning(num_steps=4, eval_every=1, ema=ema)
-    Recorded(**vars(tuning)).run(METHOD, strength(), 0)
-    return tuning.pretrained, list(shown)
+    Recorded(**vars(tuning)).run(METHOD, hyperparams(), 0)
+    return tuning.pretrained, list(evaluated)
 
   pretrained, params = every_step(0.0)
   expected = pretrained
@@ -183,18 +188,18 @@ def test_the_running_average():
 def test_a_run_that_starts_from_another():
   tuning = fine_tuning(num_steps=5)
   head = dataclasses.replace(METHOD, train='head')
-  probe = tuning.run(head, strength(learning_rate=0.1), 0)
+  probe = tuning.run(head, hyperparams(learning_rate=0.1), 0)
   jax.tree.map(
     np.testing.assert_array_equal,
     probe.params['backbone'],
     tuning.pretrained['backbone'],
   )
   assert probe.params['head']['kernel'][...].any()
-  then = tuning.run(METHOD, strength(learning_rate=0.0), 0, probe.params)
+  then = tuning.run(METHOD, hyperparams(learning_rate=0.0), 0, probe.params)
   jax.tree.map(np.testing.assert_array_equal, then.params, probe.params)
   # It anchors there too: a strong pull holds it by the probe.
   l2sp = dataclasses.replace(METHOD, optimizer='l2sp_decoupled')
-  held = tuning.run(l2sp, strength(weight_decay=50.0), 0, probe.params)
+  held = tuning.run(l2sp, hyperparams(weight_decay=50.0), 0, probe.params)
   kernel, start, theta_0 = (
     params['head']['kernel'][...]
     for params in (held.params, probe.params, tuning.pretrained)
@@ -205,13 +210,13 @@ def test_a_run_that_starts_from_another():
 def test_a_loss_that_is_not_finite_stops_the_run():
   tuning = fine_tuning()
   with pytest.raises(FloatingPointError, match=r'adam: the loss is .*at step'):
-    tuning.run(METHOD, strength(learning_rate=1e30), 0)
+    tuning.run(METHOD, hyperparams(learning_rate=1e30), 0)
 
 
 def test_wise_ft_averages():
   tuning = fine_tuning()
   params = jax.tree.map(lambda p: p + 1, tuning.pretrained)
-  half = train.wise_ft(tuning.pretrained, params, 0.5)
+  half = averages.wise_ft(tuning.pretrained, params, 0.5)
   for a, b in zip(
     jax.tree.leaves(half), jax.tree.leaves(tuning.pretrained), strict=True
   ):

@@ -6,9 +6,10 @@ The flags are those of `experiments.main`; --config is `tiny_study.py` here.
 import os
 import runpy
 
-from tests.experiments import tiny_study
+from tests.experiments import kinds, tiny_study
 
 if __name__ == '__main__':
+  kinds.install()
   tiny_study.install()
   tiny_study.disturb(
     float(os.environ.get('TINY_DELAY', 0)),

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from experiments import parallel
-from experiments.configs import base
+from experiments.configs import base, images
 from experiments.data import pipeline
 from experiments.models import clip, vit
 
@@ -49,12 +49,13 @@ def get_config(arg=''):
     part = {'shares': (0.6, 0.2, 0.2), 'take': take, 'seed': 0}
     return {'kind': 'folder', 'path': 'noise', 'part': part}
 
-  config = base.base()
+  config = images.base()
   config.update(
     title='noise',
     data_dir=arg,
     output_dir='runs/tiny',
     image_size=20,
+    num_classes=3,
     head='zeros',
     train=part(0),
     val=part(1),

@@ -31,11 +31,10 @@ def run(config, data_dir, capsys, methods=None, **changes):
   )
   found = []
   opened = compare.configure(config, methods=methods)
-  model = study.load_model(config, opened['train'].class_names)
-  fine_tuning, sets = study.load(config, opened, model, cli.progress)
-  rows = compare.run(config, fine_tuning, sets, found.append)
+  fine_tuning = study.load(config, opened, cli.progress)
+  rows = compare.run(config, fine_tuning, found.append)
   capsys.readouterr()
-  return {row['method']: row for row in rows}, sets
+  return {row['method']: row for row in rows}, fine_tuning.sets
 
 
 def check(rows, sets):

@@ -1,7 +1,6 @@
 """The loss and the metrics, against their definitions."""
 
 import dataclasses
-import functools
 import itertools
 
 import jax
@@ -24,6 +23,7 @@ TASK = classification.Classification(
   cutmix=0.0,
   mix_probability=1.0,
   mix_switch=0.5,
+  metric_names=('accuracy',),
 )
 LOGITS = np.array([[1.0, -1], [0.5, 2], [0, 0], [3, 1]], np.float32)
 LABELS = np.array([0, 0, 0, 1])
@@ -57,13 +57,13 @@ def test_classes_count_the_same():
   losses = -log_probabilities(LOGITS)[np.arange(4), LABELS]
   expected = (losses[:3].mean() + losses[3]) / 2
   task = dataclasses.replace(TASK, class_weights=tuple(weights))
-  loss = task.loss(Model(), {'image': LOGITS, 'label': LABELS}, KEY)
+  loss = task.loss(Model(), {'hidden': LOGITS, 'label': LABELS}, KEY)
   np.testing.assert_allclose(loss, expected, rtol=1e-5)
 
 
 def test_label_smoothing():
   task = dataclasses.replace(TASK, label_smoothing=0.2)
-  loss = task.loss(Model(), {'image': LOGITS, 'label': LABELS}, KEY)
+  loss = task.loss(Model(), {'hidden': LOGITS, 'label': LABELS}, KEY)
   # A fifth of a target is shared out: .9 stays with the class of two.
   targets = np.where(np.eye(2)[LABELS] == 1, 0.9, 0.1)
   expected = -(targets * log_probabilities(LOGITS)).sum(1).mean()
@@ -136,12 +136,11 @@ def step(task, batch, accumulate=1, seed=0):
     params, optax.sgd(1.0).init(params), None, jnp.array(True)
   )
   frozen = nnx.State({})
-  state, found = train.jit_step(
-    graphdef,
-    task,
-    Descent(),
-    (0.0, accumulate),
-    layout,
+  program = train.Program(
+    graphdef, task, Descent(), layout, accumulate=accumulate
+  )
+  state, metrics = train.jit_step(
+    program,
     frozen,
     jax.tree.map(jnp.copy, params),
     state,
@@ -150,7 +149,7 @@ def step(task, batch, accumulate=1, seed=0):
     1,
     {},
   )
-  return found['loss'], kernel - state.params['kernel'][...], kernel
+  return metrics['loss'], kernel - state.params['kernel'][...], kernel
 
 
 def draw_mixing(task, key, size):
@@ -240,7 +239,7 @@ def mean_of_parts(task, batch, accumulate):
   found = []
   for part in range(accumulate):
     rows = jax.tree.map(lambda x, part=part: x[part::accumulate], batch)
-    loss_fn = functools.partial(train._loss, graphdef, task)
+    loss_fn = train.Program(graphdef, task, None, None).loss
     number = part if accumulate > 1 else None
     args = params, nnx.State({}), rows, 0, 1, number
     loss, gradient = jax.value_and_grad(loss_fn)(*args)
@@ -299,7 +298,7 @@ def test_a_rare_class_is_learned(smoothing):
   task = dataclasses.replace(
     TASK, class_weights=tuple(weights.tolist()), label_smoothing=smoothing
   )
-  batch = {'image': jnp.asarray(inputs, jnp.float32), 'label': labels}
+  batch = {'hidden': jnp.asarray(inputs, jnp.float32), 'label': labels}
   graphdef, params = nnx.split(Linear(4, 2))
   tx = optax.adam(0.05)
 
@@ -314,15 +313,22 @@ def test_a_rare_class_is_learned(smoothing):
   opt_state = tx.init(params)
   for _ in range(100):
     params, opt_state = learn(params, opt_state)
-  logits = task.predict(nnx.merge(graphdef, params), batch['image'])
-  names = ('balanced_accuracy',)
-  found = classification.metrics(names, np.asarray(logits), labels)
+  outputs = task.outputs(nnx.merge(graphdef, params), batch)
+  found = metrics(('balanced_accuracy',), **jax.device_get(outputs))
   assert found['balanced_accuracy'] > 0.99
+
+
+def metrics(names, logits, label, classes=None):
+  task = dataclasses.replace(TASK, metric_names=names)
+  eval_set = classification.LabelledSet(None, classes=classes)
+  return task.metrics({'logits': logits, 'label': label}, eval_set)
 
 
 def test_prediction_drops_no_path():
   model = Model()
-  np.testing.assert_array_equal(TASK.predict(model, LOGITS), LOGITS)
+  outputs = TASK.outputs(model, {'hidden': LOGITS, 'label': LABELS})
+  np.testing.assert_array_equal(outputs['logits'], LOGITS)
+  np.testing.assert_array_equal(outputs['label'], LABELS)
   assert model.seen == (1, None)
 
 
@@ -330,7 +336,7 @@ def test_metrics_of_two_classes():
   labels = np.array([1, 0, 1, 0, 0])
   scores = np.array([3.0, 2.5, 2.0, 1.0, -1.0])
   logits = np.stack([-scores, scores], 1)
-  found = classification.metrics(('auroc', 'ap'), logits, labels)
+  found = metrics(('auroc', 'ap'), logits, labels)
   # Pairs ranked right: 3 of 3, and 2 of 3.
   assert found['auroc'] == pytest.approx(5 / 6)
   # Precision where a positive is found: 1 of 1, 2 of 3.
@@ -340,9 +346,7 @@ def test_metrics_of_two_classes():
 def test_accuracy_and_its_mean_over_the_classes_present():
   logits = np.eye(4)[[0, 0, 0, 1, 2]]
   labels = np.array([0, 0, 0, 0, 2])
-  found = classification.metrics(
-    ('accuracy', 'balanced_accuracy'), logits, labels
-  )
+  found = metrics(('accuracy', 'balanced_accuracy'), logits, labels)
   assert found['accuracy'] == pytest.approx(4 / 5)
   assert found['balanced_accuracy'] == pytest.approx((3 / 4 + 1) / 2)
 
@@ -351,6 +355,6 @@ def test_a_set_is_scored_on_its_own_classes():
   logits = np.array([[1.0, 2, 9], [3, 1, 2]])
   labels = np.array([1, 0])
   names = ('accuracy',)
-  assert classification.metrics(names, logits, labels) == {'accuracy': 0.5}
+  assert metrics(names, logits, labels) == {'accuracy': 0.5}
   own = np.array([True, True, False])
-  assert classification.metrics(names, logits, labels, own) == {'accuracy': 1}
+  assert metrics(names, logits, labels, own) == {'accuracy': 1}

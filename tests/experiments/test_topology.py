@@ -1,9 +1,12 @@
 """A study's train step on devices that have room for it, or not."""
 
+import types
+
 import jax
 import pytest
 
-from experiments import benchmark, parallel, slices
+from experiments import parallel, topology
+from experiments.configs import base
 from tests.experiments import tiny_study
 
 METHODS = ('adamw', 'spd_1')
@@ -12,7 +15,7 @@ METHODS = ('adamw', 'spd_1')
 @pytest.fixture
 def config(tiny_clip):
   config = tiny_study.get_config('')
-  slices.check(config, METHODS, 64)
+  topology.check(config, METHODS, 64)
   return config
 
 
@@ -22,7 +25,7 @@ def layout():
 
 
 def test_the_step_of_a_study(config, layout):
-  rows = list(slices.rows(config, METHODS, layout, 3, benchmark.count_program))
+  rows = list(topology.rows(config, METHODS, layout))
   adamw, spd = rows
   assert [row['method'] for row in rows] == ['AdamW', 'Adam-SPD']
   for row in rows:
@@ -31,7 +34,7 @@ def test_the_step_of_a_study(config, layout):
     assert row['collectives']['all-reduce']
   # The anchor of about 10,000 numbers is whole here: all are small.
   assert spd['chip_bytes'] > adamw['chip_bytes'] + 20_000
-  text = slices.table([{**row, 'topology': 'v5e:2x4'} for row in rows])
+  text = topology.table([{**row, 'topology': 'v5e:2x4'} for row in rows])
   (line,) = text.splitlines()[2:]
   assert '| v5e:2x4 |     8 |   fsdp | AdamW / Adam-SPD |    - |' in line
   assert ' 0.0 of 16 |' in line
@@ -65,15 +68,18 @@ def rows_where(config, layout, monkeypatch, fits):
   """`rows` where a step fits as `fits(method, remat, accumulate)` says."""
   asked = []
 
-  def lower(config, name, layout, num_classes):
-    way = name, config.model.remat, config.accumulate
-    asked.append(way)
-    if fits(*way):
-      return Program(None)
-    return Program(jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: of HBM'))
+  class Step:
+    def lower(self, name):
+      way = name, config.model.remat, config.accumulate
+      asked.append(way)
+      if fits(*way):
+        return Program(None)
+      return Program(jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: of HBM'))
 
-  monkeypatch.setattr(slices, 'lower', lower)
-  rows = list(slices.rows(config, METHODS, layout, 3, lambda program: {}))
+  monkeypatch.setattr(topology, 'arguments', lambda _, name, layout: [name])
+  monkeypatch.setattr(topology.train, 'jit_step', Step())
+  monkeypatch.setattr(topology, 'count_program', lambda program: {})
+  rows = list(topology.rows(config, METHODS, layout))
   return rows, asked
 
 
@@ -104,7 +110,7 @@ def test_the_first_way_that_fits(config, layout, monkeypatch):
     {**row, **counts, 'collectives': collectives}
     for row, collectives in zip(rows, sent, strict=True)
   ]
-  text = slices.table(named)
+  text = topology.table(named)
   assert '| rematerialisation / rematerialisation, 2 parts |' in text
   assert '| 3 all-gather, 2 / 0 all-reduce |' in text
 
@@ -113,7 +119,7 @@ def test_what_never_fits(config, layout, monkeypatch):
   rows, asked = rows_where(config, layout, monkeypatch, lambda *way: False)
   # 64 examples are no 16 parts on 8 devices.
   assert [way[2] for way in asked] == [1, 1, 2, 4, 8] * 2
-  text = slices.table([{**row, 'topology': 'v5e:2x4'} for row in rows])
+  text = topology.table([{**row, 'topology': 'v5e:2x4'} for row in rows])
   assert '| AdamW / Adam-SPD | does not fit |' in text
 
 
@@ -128,16 +134,17 @@ def test_one_method_of_three_does_not_fit(config, layout):
     'collectives': {'all-reduce': 3},
     'compile_s': 60.0,
   }
-  text = slices.table([fits, row | {'method': 'B'}, fits | {'method': 'C'}])
+  text = topology.table([fits, row | {'method': 'B'}, fits | {'method': 'C'}])
   assert '| A / B / C | - / does not fit / - | 5.0 / - / 5.0 of 16 |' in text
   assert '| 3 / - / 3 all-reduce |' in text
 
 
 def test_another_error_is_shown(config, layout, monkeypatch):
   broken = Program(jax.errors.JaxRuntimeError('INTERNAL: no'))
-  monkeypatch.setattr(slices, 'lower', lambda *args: broken)
+  step = types.SimpleNamespace(lower=lambda *args: broken)
+  monkeypatch.setattr(topology.train, 'jit_step', step)
   with pytest.raises(jax.errors.JaxRuntimeError, match='INTERNAL'):
-    list(slices.rows(config, METHODS, layout, 3, dict))
+    list(topology.rows(config, METHODS, layout))
 
 
 @pytest.mark.parametrize(
@@ -145,10 +152,24 @@ def test_another_error_is_shown(config, layout, monkeypatch):
   [
     (('x',), {}, 'x is none of its methods that train; they are adamw, spd_1'),
     (('wise_ft',), {}, 'wise_ft is none of its methods that train'),
-    (METHODS, {'first_block': 1}, 'its lower blocks are not in the step'),
   ],
 )
 def test_studies_that_it_does_not_take(config, names, changes, message):
   config.update(changes)
   with pytest.raises(ValueError, match=message):
-    slices.check(config, names, 64)
+    topology.check(config, names, 64)
+
+
+def test_the_step_of_a_study_with_cached_blocks_and_lora(config, layout):
+  """Its lower blocks are run once, before; the step has the upper ones."""
+  config.methods.lora = base.method('', optimizer='adam', lora=2)
+  program, _, _, state, batch, *_ = topology.arguments(config, 'lora', layout)
+  assert batch['image'].shape == (64, 20, 20, 3)
+  assert program.scale == 8
+  assert not state.opt_state[0].mu['backbone']['blocks'][0]['attn'].get('out')
+  config.first_block = 1
+  for name, trained in (('adamw', {1}), ('lora', {1})):
+    *_, params, _, batch, _, _, _ = topology.arguments(config, name, layout)
+    assert batch['hidden'].shape == (64, 26, 16)
+    assert batch['hidden'].dtype == 'float16'
+    assert set(params['backbone']['blocks']) == trained

@@ -1,0 +1,58 @@
+"""The kinds of studies, each with a tiny one: a new kind adds a line."""
+
+from typing import Any, NamedTuple
+
+from experiments import study
+from experiments.configs import base
+from tests.experiments import tiny_study, toy
+
+
+class Kind(NamedTuple):
+  """One of them.
+
+  Attributes:
+    module: its tiny study, with `get_config(folder)`; the folder has images.
+    lora_modules: what LoRA adapts in its model.
+    everything: keys of all that is drawn at random in a step of it.
+    lives: how often a run of it is killed.
+  """
+
+  module: Any
+  lora_modules: str
+  everything: dict[str, Any]
+  lives: int
+
+
+KINDS = {
+  'classification': Kind(
+    tiny_study,
+    r'.*\.attn\.(query|value)',
+    {'augment': True, 'mixup': 0.8, 'cutmix': 1.0, 'model.drop_path': 0.2},
+    lives=20,
+  ),
+  'regression': Kind(toy, r'blocks\.\d', {}, lives=4),
+}
+
+
+def install():
+  """Makes the kinds of the tests known, for as long as the process runs."""
+  study.KINDS['regression'] = toy
+
+
+def tiny(name, folder):
+  """The tiny study of a kind, with LoRA among its methods."""
+  kind = KINDS[name]
+  config = kind.module.get_config(str(folder))
+  lora = {'optimizer': 'adam', 'lora': 2, 'lora_modules': kind.lora_modules}
+  config.methods.update(
+    {
+      'lora': base.method('LoRA', **lora),
+      'lora_spd': base.method('LoRA-SPD', spd=1.0, anchor='origin', **lora),
+      # So slow that it stays where it starts.
+      'lora_after': base.method(
+        'LoRA, on', starts_from='lora', rate=1e-6, **lora
+      ),
+      'lora_wise_ft': base.method('WiSE', average_of='lora', alpha=0.25),
+    }
+  )
+  return config
