@@ -7,7 +7,7 @@ A kind is a module of this folder, and a line in `study.KINDS`. It has
   check(config) -> {name: source}: refuses what could not end, of its own keys;
     opens every source and reads no example,
   build(config, sources) -> Parts, the weights read,
-  shapes(config) -> Parts: the same as jax.ShapeDtypeStructs, without a file.
+  shapes(config) -> Parts: the same as jax.ShapeDtypeStructs; no data is opened.
 
 `study.check` has looked at the keys that all studies share before.
 """
