@@ -11,6 +11,7 @@ table of the rows of several runs.
 """
 
 import hashlib
+import json
 import os
 import pathlib
 import sys
@@ -31,6 +32,7 @@ from experiments import (
   train,
 )
 
+CLASSES = 'classes.json'  # in a run's folder: the names, a list
 _AGAIN = (
   'Start all of them again with the same commands: they go on from the last '
   'checkpoint.'
@@ -62,10 +64,13 @@ def run(config, name, seed):
   method = config.methods[name]
   folder = run_folder(config, name, seed)
   cli.check_output(folder)
+  class_names = opened['train'].class_names
+  if jax.process_index() == 0:
+    (folder / CLASSES).write_text(json.dumps(class_names), 'utf-8')
   checkpoints = _checkpoints(config, name, seed) if method.optimizer else None
   if method.starts_from:
     best_step_of(config, method.starts_from, seed)
-  model = study.load_model(config, opened['train'].class_names)
+  model = study.load_model(config, class_names)
   fine_tuning, sets = study.load(config, opened, model, cli.progress)
   result = train.Run(fine_tuning.pretrained, None, {}, None, None)
   if method.optimizer:
