@@ -57,11 +57,11 @@ def export(run, format_, to='', pretrained=''):
     config.model.pretrained = pretrained
   class_names = _class_names(pathlib.Path(run))
   model = _with_params(_model(config, class_names), params)
-  images = config.image_size, config.eval_crop
+  arguments = model, class_names, config.image_size, config.eval_crop
   if format_ == 'peft':
-    files = save.peft(model, class_names, config.model.pretrained, *images)
+    files = save.peft(*arguments, base=config.model.pretrained)
   else:
-    files = save.merged(model, class_names, *images)
+    files = save.merged(*arguments)
   to = pathlib.Path(to or pathlib.Path(run) / format_)
   same = {key: about[key] for key in about.keys() - set(checkpoint.FREE)}
   digest = hashlib.sha256(json.dumps(same, sort_keys=True).encode())

@@ -54,7 +54,7 @@ def merged(model, class_names, image_size, crop=1.0):
   return weights | _described(model, class_names, image_size, crop)
 
 
-def peft(model, class_names, base, image_size, crop=1.0):
+def peft(model, class_names, image_size, crop=1.0, *, base):
   """What PEFT keeps of a model with LoRA: the adapters and the head alone.
 
   Its modules are named as transformers 5 names them. transformers 4 has other
@@ -63,9 +63,9 @@ def peft(model, class_names, base, image_size, crop=1.0):
   Args:
     model: a `heads.Classifier` whose backbone `lora.add` was called on.
     class_names: as for `merged`.
-    base: the checkpoint that the adapters are of, for adapter_config.json.
     image_size: as for `merged`.
     crop: so too.
+    base: the checkpoint that the adapters are of, for adapter_config.json.
 
   Returns:
     As `merged`.
