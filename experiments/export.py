@@ -12,7 +12,7 @@ FOLDER:
                 transformers has none of, is in head.safetensors.
   peft          of a run with LoRA the adapters and the head alone:
                 adapter_model.safetensors and adapter_config.json, for PEFT on
-                transformers 5.
+                transformers 5, and head.json with the classes.
 
 --config.model.pretrained=FOLDER starts another study from the first of them,
 and with --config.head=pretrained from its head too.
@@ -65,7 +65,7 @@ def export(run, format_, to='', pretrained=''):
   to = pathlib.Path(to or pathlib.Path(run) / format_)
   same = {key: about[key] for key in about.keys() - set(checkpoint.FREE)}
   digest = hashlib.sha256(json.dumps(same, sort_keys=True).encode())
-  save.write(to, files, digest.hexdigest())
+  save.write(to, files, {'sha256': digest.hexdigest()})
   return to, list(files), step
 
 

@@ -14,7 +14,7 @@ import shutil
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from experiments.models import blocks, lora
@@ -22,6 +22,7 @@ from experiments.pretrained import config_files, metadata, names
 
 _WEIGHTS = 'model.safetensors'
 _ADAPTER = 'adapter_model.safetensors'
+_RUN = 'run.json'
 
 
 def merged(model, class_names, image_size, crop=1.0):
@@ -57,8 +58,9 @@ def merged(model, class_names, image_size, crop=1.0):
 def peft(model, class_names, image_size, crop=1.0, *, base):
   """What PEFT keeps of a model with LoRA: the adapters and the head alone.
 
-  Its modules are named as transformers 5 names them. transformers 4 has other
-  names for ViT, DeiT and DINOv2; there take what `merged` returns.
+  The classes are in `head.json`; whoever loads the base says how many, by
+  `num_labels`. Modules are named as transformers 5 names them. transformers 4
+  has other names for ViT, DeiT and DINOv2; there take what `merged` returns.
 
   Args:
     model: a `heads.Classifier` whose backbone `lora.add` was called on.
@@ -114,6 +116,10 @@ def peft(model, class_names, image_size, crop=1.0, *, base):
     'task_type': None,
   }
   described = _described(plain, class_names, image_size, crop)
+  # With a config.json the folder would pass for a whole model.
+  config = described.pop(config_files.CONFIG)
+  of_head = ('id2label', 'label2id', config_files.UNIT_FEATURES)
+  described['head.json'] = {k: config[k] for k in of_head if k in config}
   return weights | {'adapter_config.json': about} | described
 
 
@@ -124,17 +130,18 @@ def write(folder, files, run):
     folder: its path. It may be there, if it is empty or has been written for
       the same run: then it is replaced.
     files: as `merged` and `peft` return them.
-    run: which run it is of, a string; it is kept in the weights' header.
+    run: what tells the run that it is of from others, a dict of JSON.
 
   Raises:
     ValueError: the folder holds something else.
     OSError: it cannot be written.
   """
+  files = files | {_RUN: run}
   folder = pathlib.Path(folder).absolute()
   partial = folder.with_name(f'.{folder.name}.partial')
   replaced = folder.with_name(f'.{folder.name}.replaced')
   try:
-    if folder.exists() and not _is_replaceable(folder, files, run):
+    if folder.exists() and not _is_replaceable(folder, files):
       raise ValueError(
         f'{folder} holds something else than an export of this run; name '
         'another folder with --to.'
@@ -144,8 +151,7 @@ def write(folder, files, run):
     partial.mkdir(parents=True)
     for name, content in files.items():
       if name.endswith('.safetensors'):
-        about = {'format': 'pt', 'run': run}
-        save_file(content, partial / name, metadata=about)
+        save_file(content, partial / name, metadata={'format': 'pt'})
         # For whom the folder is, not for its owner alone.
         (partial / name).chmod(partial.stat().st_mode & 0o666)
       else:
@@ -164,15 +170,11 @@ def write(folder, files, run):
     shutil.rmtree(partial, ignore_errors=True)
 
 
-def _is_replaceable(folder, files, run):
+def _is_replaceable(folder, files):
   held = {path.name for path in folder.iterdir()}
-  weights = [
-    name for name in held & files.keys() if name.endswith('.safetensors')
-  ]
-  if not weights:
+  if _RUN not in held:
     return not held
-  with safe_open(folder / weights[0], 'numpy') as opened:
-    same = (opened.metadata() or {}).get('run') == run
+  same = config_files.read_json(folder / _RUN) == files[_RUN]
   return same and held <= files.keys()
 
 

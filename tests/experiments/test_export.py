@@ -8,7 +8,7 @@ import sys
 import pytest
 from safetensors.numpy import load_file
 
-from experiments import export, main
+from experiments import export, main, study
 from tests.experiments import tiny_study
 
 
@@ -38,7 +38,8 @@ def test_a_study_starts_from_what_a_run_chose(config, tmp_path, changes):
   run = tmp_path / 'adamw_0'
   folder, files, step = export.export(run, 'safetensors')
   assert folder == run / 'safetensors'
-  assert {path.name for path in folder.iterdir()} == set(files)
+  held = {path.name for path in folder.iterdir()}
+  assert held == {*files, 'run.json'}
   assert step == ended['step']
   labels = json.loads((folder / 'config.json').read_text())['id2label']
   assert labels == {'0': 'a', '1': 'b', '2': 'c'}
@@ -85,6 +86,12 @@ def test_weights_that_were_moved(config, tmp_path):
   other = tiny_study.CHECKPOINT.parent / 'vit'
   with pytest.raises(ValueError, match=r'vit/config\.json: .* but the model'):
     export.export(run, 'safetensors', pretrained=str(other))
+
+
+def test_a_head_of_other_classes_is_told_before_images_are_read(config):
+  config.head = 'pretrained'
+  with pytest.raises(ValueError, match='clip: .* the 0 classes of its config'):
+    study.check(config)
 
 
 class TestRefusals:

@@ -176,8 +176,8 @@ def write_export(name):
   base = FOLDER / name
   model = exports.adapted(base)
   about = exports.CLASS_NAMES, exports.IMAGE_SIZE
-  save.write(folder / 'merged', save.merged(model, *about), 'made')
-  save.write(folder / 'peft', save.peft(model, *about, base=name), 'made')
+  save.write(folder / 'merged', save.merged(model, *about), {})
+  save.write(folder / 'peft', save.peft(model, *about, base=name), {})
   merged_type, base_type = EXPORTED[name]
   merged, loading = merged_type.from_pretrained(
     folder / 'merged', output_loading_info=True

@@ -53,7 +53,7 @@ def test_it_writes_what_transformers_and_peft_read(
 ):
   """And what was committed is what they were shown."""
   model = exports.adapted(reference / name, scan)
-  save.write(tmp_path / 'new', files_of(model, kind, name), 'x')
+  save.write(tmp_path / 'new', files_of(model, kind, name), {})
   found, expected = read(tmp_path / 'new'), read(made / name / kind)
   assert found.keys() == expected.keys()
   for file, content in expected.items():
@@ -94,7 +94,7 @@ def test_a_study_starts_from_it(made, tmp_path, name):
 def test_nothing_is_lost_on_the_way(reference, tmp_path, name):
   """Whatever library the weights are from."""
   model = exports.classifier(reference / name)
-  save.write(tmp_path / 'new', save.merged(model, *ABOUT), 'x')
+  save.write(tmp_path / 'new', save.merged(model, *ABOUT), {})
   config = load.vit_config('', tmp_path / 'new')
   assert config == model.backbone.config
   found = nnx.state(load.load_vit(config, tmp_path / 'new'))
@@ -119,7 +119,7 @@ def test_dinov2_of_the_size_that_it_has(tmp_path):
   )
   model = heads.Classifier(vit.ViT(config, rngs=nnx.Rngs(0)), 3)
   files = save.merged(model, exports.CLASS_NAMES, 70, 0.875)
-  save.write(tmp_path / 'new', files, 'x')
+  save.write(tmp_path / 'new', files, {})
   assert load.vit_config('', tmp_path / 'new') == config
   load.check(config, tmp_path / 'new')
   pixels = files['preprocessor_config.json']
@@ -161,7 +161,7 @@ class TestWrite:
     folder.mkdir()
     for value in (0, 1):
       self.FILES['model.safetensors']['x'][:] = value
-      save.write(folder, self.FILES, 'a')
+      save.write(folder, self.FILES, {'run': 'a'})
       assert (read(folder)['model.safetensors']['x'] == value).all()
     assert [path.name for path in tmp_path.iterdir()] == ['new']
     # No temporary file's rights.
@@ -174,11 +174,11 @@ class TestWrite:
     if other == 'no export':
       folder.mkdir()
     else:
-      save.write(folder, self.FILES, 'a')
+      save.write(folder, self.FILES, {'run': 'a'})
     if other != 'another run':
       (folder / 'notes.txt').write_text('mine')
     before = read_bytes(tmp_path)
-    run = 'b' if other == 'another run' else 'a'
+    run = {'run': 'b' if other == 'another run' else 'a'}
     with pytest.raises(
       ValueError, match=r'holds something else.*--to'
     ) as error:
@@ -194,12 +194,12 @@ class TestWrite:
 
     for there in (False, True):
       if there:
-        save.write(folder, self.FILES, 'a')
+        save.write(folder, self.FILES, {'run': 'a'})
       before = read_bytes(tmp_path)
       with monkeypatch.context() as patch:
         patch.setattr(json, 'dumps', full)
         with pytest.raises(OSError, match='new cannot be written: No space le'):
-          save.write(folder, self.FILES, 'a')
+          save.write(folder, self.FILES, {'run': 'a'})
       assert read_bytes(tmp_path) == before
 
   def test_a_disk_that_is_full(self, tmp_path, monkeypatch):
@@ -212,7 +212,7 @@ class TestWrite:
     with pytest.raises(
       OSError, match=r'new cannot be written: .* No sp'
     ) as error:
-      save.write(tmp_path / 'new', self.FILES, 'a')
+      save.write(tmp_path / 'new', self.FILES, {'run': 'a'})
     assert '\n' not in str(error.value)
     assert not list(tmp_path.iterdir())
 
@@ -229,7 +229,7 @@ class TestHead:
   @pytest.fixture
   def folder(self, reference, tmp_path):
     model = exports.classifier(reference / 'dinov2')
-    save.write(tmp_path / 'new', save.merged(model, *ABOUT), 'x')
+    save.write(tmp_path / 'new', save.merged(model, *ABOUT), {})
     return tmp_path / 'new'
 
   def refuses(self, folder, class_names, message):
