@@ -90,7 +90,7 @@ def test_weights_that_were_moved(config, tmp_path):
 
 def test_a_head_of_other_classes_is_told_before_images_are_read(config):
   config.head = 'pretrained'
-  with pytest.raises(ValueError, match='clip: .* the 0 classes of its config'):
+  with pytest.raises(ValueError, match=r'clip: .* the 0 classes of its config'):
     study.check(config)
 
 
