@@ -5,6 +5,8 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from safetensors.numpy import load_file
 
@@ -58,6 +60,24 @@ def test_a_study_starts_from_what_a_run_chose(config, tmp_path, changes):
   start = row(config, 'zero_shot')
   # The same images and the same numbers, to the last bit.
   assert start['metrics'] == ended['metrics']
+
+
+def test_it_is_the_step_that_was_chosen_and_its_average(config, tmp_path):
+  config.update(ema=0.5, keep=3)
+  row(config, 'adamw')
+  run = tmp_path / 'adamw_0'
+  (path,) = (run / 'checkpoints/4').rglob('run/metadata')
+  kept = json.loads(path.read_text())
+  kept['about']['best_step'] = 2
+  path.write_text(json.dumps(kept))
+  with ocp.StandardCheckpointer() as reader:
+    state = reader.restore(run / 'checkpoints/2/state')
+  folder, _, step = export.export(run, 'safetensors')
+  assert step == 2
+  bias = load_file(folder / 'head.safetensors')['classifier.bias']
+  average = state['average']['head']['bias']['value']
+  np.testing.assert_array_equal(bias, average)
+  assert (bias != state['params']['head']['bias']['value']).any()
 
 
 def test_it_is_replaced_by_the_same_run_alone(config, tmp_path):
