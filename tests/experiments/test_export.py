@@ -11,6 +11,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from experiments import export, main, study
+from experiments.configs import base
 from tests.experiments import tiny_study
 
 
@@ -59,6 +60,29 @@ def test_a_study_starts_from_what_a_run_chose(config, tmp_path, changes):
   config.model.update(pretrained=str(folder), name='')
   start = row(config, 'zero_shot')
   # The same images and the same numbers, to the last bit.
+  assert start['metrics'] == ended['metrics']
+
+
+@pytest.mark.parametrize('changes', [{}, {'model.scan': True}])
+def test_a_run_of_lora_is_merged_or_its_adapters_alone(
+  config, tmp_path, changes
+):
+  config.methods.lora_spd = base.method(
+    'LoRA', optimizer='adam', lora=2, spd=1.0, anchor='origin', rate=10.0
+  )
+  config.update_from_flattened_dict(changes)
+  ended = row(config, 'lora_spd')
+  run = tmp_path / 'lora_spd_0'
+  folder, _, _ = export.export(run, 'peft')
+  adapters = load_file(folder / 'adapter_model.safetensors')
+  written = [name for name in adapters if 'lora_B' in name]
+  assert len(written) == 4  # queries and values of two blocks
+  assert all(np.any(adapters[name]) for name in written)
+  folder, _, _ = export.export(run, 'safetensors')
+  config.update(head='pretrained', output_dir=str(tmp_path / 'next'))
+  config.model.update(pretrained=str(folder), name='')
+  start = row(config, 'zero_shot')
+  # The product A B is added to the weights instead of to what they make.
   assert start['metrics'] == ended['metrics']
 
 
