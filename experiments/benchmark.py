@@ -2,7 +2,8 @@
 
 python -m experiments.benchmark [--case=optimizer|train|lora] [--model=vit_b16]
     [--dtype=float32|bfloat16] [--layout=replicated,fsdp] [--growth]
-    [--topology=v5e:4x4,...] [--steps=N] [--output_dir=DIR]
+    [--batch_size=N] [--image_size=N] [--topology=v5e:4x4,...] [--steps=N]
+    [--in_flight=N] [--output_dir=DIR]
 python -m experiments.benchmark --config=STUDY [--methods=A,B]
     [--topology=v5e:4x4,...]
 
@@ -107,43 +108,58 @@ def train_case(name, parts, trained, batch_size, anchor=None):
   return Case(name, make_step, params, batch, frozen, anchor)
 
 
-def classifier(model, image_size=0):
+def classifier(model, image_size=None, dtype='float32'):
   """The `studies.base.Parts` of ten classes of images, in shapes.
 
   Args:
     model: key of `vit.CONFIGS`.
-    image_size: in pixels; 0 for what it was pretrained on.
+    image_size: side of the images, in pixels; None for six patches.
+    dtype: that it computes in; its parameters are float32.
   """
   config = images.base()
-  config.model.update(name=model, pretrained='none')
+  config.model.update(name=model, pretrained='none', dtype=dtype)
   config.update(
     head='zeros',
     num_classes=10,
-    image_size=image_size or vit.CONFIGS[model].image_size,
+    image_size=image_size or 6 * vit.CONFIGS[model].patch_size,
     methods={'adamw': base.method('AdamW', optimizer='adamw')},
   )
   return study.shapes(config)
 
 
-def make_case(name, model, dtype):
-  """A case of `--case`; the model and its dtype are of the optimizer's."""
+def make_case(name, model, dtype, batch_size=None, image_size=None):
+  """A case of `--case`.
+
+  Args:
+    name: 'optimizer', 'train' or 'lora'.
+    model: key of `vit.CONFIGS`; None for the ViT-B/16 of the optimizer, and a
+      ViT-S/14 in a train step.
+    dtype: of the optimizer's params; what a train step computes in.
+    batch_size: images of a train step; None for 32.
+    image_size: their side, in pixels; None for six patches.
+  """
   if name == 'optimizer':
+    model = model or 'vit_b16'
     params = nnx.state(classifier(model).model, nnx.Param)
     params = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype)), params
     )
     return optimizer_case(f'optimizer, {model}, {dtype}', params)
-  parts = classifier('dinov2_s14', image_size=84)
+  model = model or 'dinov2_s14'
+  batch_size = batch_size or 32
+  parts = classifier(model, image_size, dtype)
+  side, _, _ = parts.example['image'].shape
+  title = f'{model}, {dtype}, {batch_size} images of {side} px'
   if name == 'train':
-    return train_case('train step, ViT-S/14', parts, nnx.Param, 32)
+    return train_case(f'train step, {title}', parts, nnx.Param, batch_size)
   adapted = lora.add(
     parts.model, 8, 16, modules=r'.*\.attn\.(query|value)', rngs=nnx.Rngs(0)
   )
   return train_case(
-    'LoRA train step, ViT-S/14',
+    f'LoRA train step, {title}',
     parts._replace(model=topology.abstract(adapted)),
     nnx.LoRAParam,
-    32,
+    batch_size,
     'origin',
   )
 
@@ -244,12 +260,15 @@ def _all(tree, sharding):
   return jax.tree.map(lambda _: sharding, tree)
 
 
-def measure(programs, num_steps):
+def measure(programs, num_steps, in_flight=1):
   """Times the steps, one of each program in turn.
 
   Args:
     programs: `{method: Program}`.
     num_steps: of each, after two that are not counted.
+    in_flight: steps that are sent off before one is waited for, which count as
+      one step of their mean time. An accelerator takes them one by one, while
+      the host prepares the next.
 
   Returns:
     `{method: seconds [num_steps]}`.
@@ -280,11 +299,12 @@ def measure(programs, num_steps):
   for i in range(num_steps + 2):
     for method, program in programs.items():
       start = time.perf_counter()
-      carries[method] = jax.block_until_ready(
-        (program.call or program.compiled)(*carries[method], *constants[method])
-      )
+      step = program.call or program.compiled
+      for _ in range(in_flight):
+        carries[method] = step(*carries[method], *constants[method])
+      jax.block_until_ready(carries[method])
       if i > 1:
-        seconds[method].append(time.perf_counter() - start)
+        seconds[method].append((time.perf_counter() - start) / in_flight)
   return {method: np.array(times) for method, times in seconds.items()}
 
 
@@ -307,13 +327,14 @@ def count(program):
   }
 
 
-def bench(case, layout, num_steps=0):
+def bench(case, layout, num_steps=0, in_flight=1):
   """The rows of a case: one of each method, with its ratios to AdamW's.
 
   Args:
     case: a `Case`.
     layout: a `parallel.Layout`.
     num_steps: to time; 0 counts only, as a topology needs.
+    in_flight: as for `measure`.
 
   Returns:
     Dicts of case, method, layout, devices, seconds to compile, and
@@ -324,19 +345,21 @@ def bench(case, layout, num_steps=0):
     {method: compile_step(case, method, layout) for method in METHODS},
     layout,
     num_steps,
+    in_flight,
   )
 
 
-def bench_study(config, names, layout, num_steps):
+def bench_study(config, names, layout, num_steps, in_flight=1):
   """The same of the train step of a study; ratios are to the first method."""
   return rows_of(
     {name: compile_study(config, name, layout) for name in names},
     layout,
     num_steps,
+    in_flight,
   )
 
 
-def rows_of(programs, layout, num_steps):
+def rows_of(programs, layout, num_steps, in_flight):
   """The rows of `{method: Program}`; see `bench`."""
   first = next(iter(programs))
   rows = [
@@ -351,12 +374,13 @@ def rows_of(programs, layout, num_steps):
     for method, program in programs.items()
   ]
   if num_steps:
-    seconds = measure(programs, num_steps)
+    seconds = measure(programs, num_steps, in_flight)
     for row in rows:
       times = seconds[row['method']]
       ratios = times / seconds[first]
       row |= {
         'steps': num_steps,
+        'in_flight': in_flight,
         'ms': float(np.median(times)) * 1e3,
         'ratio': float(np.median(ratios)),
         'ratio_quartiles': np.percentile(ratios, [25, 75]).tolist(),
@@ -384,6 +408,8 @@ def table(rows):
         f'{row["ratio"]:.2f} ({low:.2f} to {high:.2f})',
       ]
     on = row.get('topology', 'this machine')
+    if 'ms' in row and row.get('GLIBC_TUNABLES'):
+      on += ', GLIBC_TUNABLES'
     if row['devices'] > 1:
       on += f', {row["devices"]} devices, {row["layout"]}'
     lines.append(
@@ -494,9 +520,20 @@ FLAGS = flags.FLAGS
 flags.DEFINE_multi_enum(
   'case', ['optimizer'], ['optimizer', 'train', 'lora'], 'Steps to take.'
 )
-flags.DEFINE_enum('model', 'vit_b16', list(vit.CONFIGS), "The optimizer's.")
 flags.DEFINE_enum(
-  'dtype', 'float32', ['float32', 'bfloat16'], "Of the optimizer's params."
+  'model',
+  None,
+  list(vit.CONFIGS),
+  'vit_b16 for the optimizer, dinov2_s14 for a train step.',
+)
+flags.DEFINE_enum(
+  'dtype',
+  'float32',
+  ['float32', 'bfloat16'],
+  "Of the optimizer's params; what a train step computes in.",
+)
+flags.DEFINE_integer(
+  'image_size', None, 'Of a train step; six patches.', lower_bound=1
 )
 flags.DEFINE_list(
   'layout',
@@ -504,6 +541,9 @@ flags.DEFINE_list(
   'As parallel.layout names them; replicated, and fsdp in a study.',
 )
 flags.DEFINE_integer('steps', 20, 'To time.', lower_bound=1)
+flags.DEFINE_integer(
+  'in_flight', 1, 'Steps sent off before one is waited for.', lower_bound=1
+)
 flags.DEFINE_list(
   'topology', [], 'Of TPUs, such as v5e:4x4,v5e:8x8; only counts.'
 )
@@ -512,7 +552,7 @@ flags.DEFINE_string('output_dir', 'runs/benchmark', 'For rows and tables.')
 flags.DEFINE_integer(
   'batch_size',
   None,
-  "Of a study's step, on all devices; its own, and 4096 of a topology.",
+  "Of a train step, 32; of a study's, its own, or 4096 on all chips.",
   lower_bound=1,
 )
 flags.DEFINE_list('methods', ['adamw', 'spd_1'], 'Of the study.')
@@ -521,23 +561,22 @@ flags.DEFINE_list('methods', ['adamw', 'spd_1'], 'Of the study.')
 def _check_flags():
   """Refuses a flag that has no effect beside the others."""
   unused = {}
+  images = ('batch_size', 'image_size')
   if FLAGS.config:
-    names = ('case', 'model', 'dtype', 'growth')
+    names = ('case', 'model', 'dtype', 'image_size', 'growth')
     unused |= dict.fromkeys(names, '--config')
     if FLAGS.topology:
-      unused['steps'] = '--topology'
+      unused |= dict.fromkeys(('steps', 'in_flight'), '--topology')
   else:
-    names = ('batch_size', 'methods')
-    unused |= dict.fromkeys(names, 'no --config')
+    unused['methods'] = 'no --config'
     if FLAGS.growth:
-      names = ('case', 'model', 'dtype', 'layout')
+      names = ('case', 'model', 'dtype', 'layout', 'in_flight', *images)
       unused |= dict.fromkeys(names, '--growth')
     else:
       if FLAGS.topology:
-        unused['steps'] = '--topology'
-      if 'optimizer' not in FLAGS.case:
-        case = f'--case={",".join(FLAGS.case)}'
-        unused |= dict.fromkeys(('model', 'dtype'), case)
+        unused |= dict.fromkeys(('steps', 'in_flight'), '--topology')
+      if FLAGS.case == ['optimizer']:
+        unused |= dict.fromkeys(images, '--case=optimizer')
   for name, beside in unused.items():
     if FLAGS[name].present:
       raise ValueError(
@@ -591,16 +630,23 @@ def _main(argv):
     return
   if FLAGS.config:
     for _, layout in layouts:
-      add(bench_study(FLAGS.config, FLAGS.methods, layout, FLAGS.steps))
+      add(
+        bench_study(
+          FLAGS.config, FLAGS.methods, layout, FLAGS.steps, FLAGS.in_flight
+        )
+      )
   elif FLAGS.growth:
     for axis, x, new in growth(FLAGS.steps, topologies):
       add(new, axis=axis, x=x)
     plot_growth(rows, folder / 'growth.png')
   else:
     for name in FLAGS.case:
-      case = make_case(name, FLAGS.model, FLAGS.dtype)
+      case = make_case(
+        name, FLAGS.model, FLAGS.dtype, FLAGS.batch_size, FLAGS.image_size
+      )
       for kind, layout in layouts:
-        new = bench(case, layout, 0 if kind else FLAGS.steps)
+        steps = 0 if kind else FLAGS.steps
+        new = bench(case, layout, steps, FLAGS.in_flight)
         add(new, **({'topology': kind} if kind else {}))
   print(
     'ratio: of the time, to adamw, median over rounds and quartiles. bytes: as '

@@ -204,6 +204,39 @@ def markdown(lines):
   return '\n'.join(text)
 
 
+def gb_s(row):
+  """GB/s of a row of `card`, in the kernels' time where that is known."""
+  return row['bytes_accessed'] / row.get('kernel_ms', row['ms']) / 1e6
+
+
+def speeds(rows):
+  """A Markdown table of rows of `card` and of `benchmark`; ratios to AdamW's.
+
+  Args:
+    rows: each of their cases with AdamW before the others.
+  """
+  lines = []
+  for row in rows:
+    if row['method'] == 'adamw':
+      adamw = row
+    cells = ['-'] * 5
+    if 'ratio' in row:
+      cells[0] = f'{row["ratio"]:.2f}'
+    if 'ratio_quartiles' in row:
+      low, high = row['ratio_quartiles']
+      cells[0] += f' ({low:.2f} to {high:.2f})'
+    if 'kernel_ms' in row:
+      cells[1] = f'{row["kernel_ms"]:.2f}'
+      cells[2] = f'{row["kernel_ms"] / adamw["kernel_ms"]:.2f}'
+    if 'copy_gb_s' in row:
+      cells[3] = f'{gb_s(row):.0f}'
+      cells[4] = f'{gb_s(row) / row["copy_gb_s"]:.0%}'
+    on = row['device'].rpartition(',')[0]
+    lines.append([row['case'], on, row['method'], f'{row["ms"]:.2f}', *cells])
+  titles = ['step', 'on', 'method', 'ms', 'ratio', 'kernel ms', 'ratio']
+  return markdown([[*titles, 'GB/s', 'of a copy'], *lines])
+
+
 def empty_figure(width, height):
   """A Matplotlib figure of so many inches."""
   from matplotlib.figure import Figure  # half a second that most runs can save

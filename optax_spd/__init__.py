@@ -14,7 +14,7 @@ further out does not pay, and by just as much as the step moved out.
 from optax_spd._decay import DecayToAnchorState as DecayToAnchorState
 from optax_spd._decay import decay_to_anchor as decay_to_anchor
 from optax_spd._layers import layer_names as layer_names
-from optax_spd._spd import SPDState as SPDState
+from optax_spd._projection import SPDState as SPDState
 from optax_spd._spd import adam_spd as adam_spd
 from optax_spd._spd import spd as spd
 from optax_spd._spd import with_spd as with_spd

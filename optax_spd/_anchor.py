@@ -1,15 +1,19 @@
 """The anchor theta_0: matched to the params, checked, copied, laid out."""
 
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optax_spd import _layers
+from optax_spd import _layers, _tree, _xla
 
 ORIGIN = 'origin'
+
+# A tree of arrays, in which 'origin' may stand for a subtree; 'origin', zero;
+# None, the params given to `init`.
+Anchor: TypeAlias = optax.Params | Literal['origin'] | None
 
 
 def check(caller: str, anchor: Any, dtype: Any = None) -> None:
@@ -31,7 +35,7 @@ def check(caller: str, anchor: Any, dtype: Any = None) -> None:
       "dtype such as jnp.bfloat16, or None for each parameter's own. Under "
       "optax.inject_hyperparams name 'anchor_dtype' in static_args."
     )
-  for _, where, entry in _layers.named_leaves(anchor):
+  for _, where, entry in _tree.named_leaves(anchor):
     is_array = hasattr(entry, 'shape') and hasattr(entry, 'dtype')
     is_number = isinstance(entry, (int, float, complex, np.number, np.bool_))
     if is_number and not where:
@@ -41,7 +45,7 @@ def check(caller: str, anchor: Any, dtype: Any = None) -> None:
       )
     if entry == ORIGIN if isinstance(entry, str) else is_array or is_number:
       continue
-    if not _layers.is_hole(entry):
+    if not _tree.is_masked(entry):
       raise TypeError(
         f'{caller}: anchor{where} is {entry!r}; an anchor is None (the params '
         "given to init), 'origin' (zero), or a tree of arrays, in which "
@@ -74,16 +78,16 @@ def init(layers: _layers.Layers, params: Any, anchor: Any, dtype: Any) -> Any:
   if not layers.leaves:
     return params
   if anchor is None:
-    found = [leaf.param for leaf in layers.leaves]
+    values = [leaf.param for leaf in layers.leaves]
   else:
-    found = layers.match_prefix(
+    values = layers.match_prefix(
       'anchor', anchor, covers=lambda entry: isinstance(entry, str)
     )
   copies = [
     optax.MaskedNode()
     if leaf.shape is None or isinstance(value, str)
     else _copy(layers.caller, leaf, value, dtype)
-    for leaf, value in zip(layers.leaves, found, strict=True)
+    for leaf, value in zip(layers.leaves, values, strict=True)
   ]
   return jax.tree.unflatten(layers.treedef, copies)
 
@@ -96,27 +100,27 @@ def match(layers: _layers.Layers, anchor: Any, given: Any) -> list[Any]:
       the public function was called with, is not the origin there: it was
       masked out when the state was made.
   """
-  if _layers.is_hole(anchor):
-    found = [anchor] * len(layers.leaves)
+  if _tree.is_masked(anchor):
+    anchors = [anchor] * len(layers.leaves)
   else:
-    found = layers.match("the state's anchor", anchor, holes=True)
-  origins = [n for n, _, x in _layers.named_leaves(given) if isinstance(x, str)]
-  for leaf, x in zip(layers.leaves, found, strict=True):
+    anchors = layers.match("the state's anchor", anchor, masked=True)
+  origins = [n for n, _, x in _tree.named_leaves(given) if isinstance(x, str)]
+  for leaf, x in zip(layers.leaves, anchors, strict=True):
     at_origin = any(leaf.name[: len(name)] == name for name in origins)
-    if leaf.shape is not None and _layers.is_hole(x) and not at_origin:
+    if leaf.shape is not None and _tree.is_masked(x) and not at_origin:
       raise ValueError(
         f'{layers.caller}: the state has no anchor for params{leaf.where}; '
         "update needs the mask that init was given, and 'origin' for the "
         'anchor where init was given it.'
       )
-  return found
+  return anchors
 
 
 def delta(leaf: _layers.Leaf, anchor: Any) -> jax.Array:
   """theta - theta_0 of a leaf, in the dtype that its sums accumulate in."""
-  dtype = _layers.accumulator(leaf)
+  dtype = leaf.accumulator
   theta = jnp.asarray(leaf.param)
-  if _layers.is_hole(anchor):
+  if _tree.is_masked(anchor):
     return theta.astype(dtype)
   memory = jax.typeof(theta).memory_space
   if jax.typeof(anchor).memory_space != memory:  # kept on the host
@@ -133,14 +137,14 @@ def _copy(caller: str, leaf: _layers.Leaf, value: Any, dtype: Any) -> jax.Array:
       f'{np.shape(param)}; pass the pretrained tree of the same model, or '
       'leave this parameter out with `mask`.'
     )
-  given = _layers.dtype_of(value)
+  given = _tree.dtype_of(value)
   if not jnp.issubdtype(given, jnp.floating):
     raise TypeError(
       f'{caller}: anchor{where} has dtype {given}; an anchor holds real '
       'floating point numbers.'
     )
   if dtype is None:
-    dtype = _layers.dtype_of(param)
+    dtype = _tree.dtype_of(param)
   if isinstance(value, jax.ShapeDtypeStruct):
     if not isinstance(param, jax.core.Tracer):
       raise ValueError(
@@ -151,7 +155,7 @@ def _copy(caller: str, leaf: _layers.Leaf, value: Any, dtype: Any) -> jax.Array:
     value = jax.ffi.ffi_call('spd_anchor_is_abstract', value)()
   if isinstance(param, jax.core.Tracer):
     # A new value as it is: what lays it out hands no input back.
-    return _lay_out_like(param, jnp.asarray(value, dtype))
+    return _xla.lay_out_like(param, jnp.asarray(value, dtype))
   if getattr(param, 'committed', False) or getattr(value, 'committed', False):
     # device_put first and alone: a sharded parameter's anchor may be too large
     # for one device.
@@ -161,13 +165,3 @@ def _copy(caller: str, leaf: _layers.Leaf, value: Any, dtype: Any) -> jax.Array:
     # that has `value` goes on using it.
     return jnp.copy(jax.device_put(value.astype(dtype), layout))
   return jnp.array(value, dtype, copy=True)
-
-
-def _lay_out_like(param: jax.Array, value: jax.Array) -> jax.Array:
-  """Lays `value` out over the devices as `param` is, both being traced."""
-  sharding = jax.typeof(param).sharding
-  if jax.sharding.AxisType.Explicit in sharding.mesh.axis_types:
-    return jax.sharding.reshard(value, sharding)
-  # The partitioner lays out alike what one elementwise operation takes. That
-  # no number is less than itself it does not know.
-  return jnp.where(param < param, param.astype(value.dtype), value)

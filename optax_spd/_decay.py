@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
-from optax_spd import _anchor, _layers
+from optax_spd import _anchor, _checks, _layers
 
 
 class DecayToAnchorState(NamedTuple):
@@ -15,7 +15,10 @@ class DecayToAnchorState(NamedTuple):
 
 
 def decay_to_anchor(
-  weight_decay: Any, anchor: Any = None, *, mask: Any = None
+  weight_decay: jax.typing.ArrayLike,
+  anchor: _anchor.Anchor = None,
+  *,
+  mask: _layers.Mask = None,
 ) -> optax.GradientTransformationExtraArgs:
   r"""L2-SP: pulls every step towards the anchor.
 
@@ -26,7 +29,7 @@ def decay_to_anchor(
   `scale_by_adam` and the learning rate it is decoupled, as AdamW's decay is.
 
   Args:
-    weight_decay: The strength mu, 0 or more: a number. It is multiplied by the
+    weight_decay: mu, 0 or more: a number. It is multiplied by the
       learning rate that follows, unlike SPD's. The SPD paper writes the penalty
       lambda |theta - theta_0|^2, which is mu = 2 lambda.
     anchor: theta_0, as for `spd`: None (the params given to `init`), a tree, or
@@ -57,23 +60,23 @@ def decay_to_anchor(
   """
   caller = 'decay_to_anchor'
   _anchor.check(caller, anchor)
-  _layers.check_numbers(caller, 'weight_decay', weight_decay, schedule=False)
-  _layers.warn_if_called(caller, mask, weight_decay)
+  _checks.check_numbers(caller, 'weight_decay', weight_decay, schedule=False)
+  _checks.warn_if_called(caller, mask, weight_decay)
 
-  def init_fn(params: Any) -> DecayToAnchorState:
+  def init_fn(params: optax.Params) -> DecayToAnchorState:
     layers = _layers.Layers.of(caller, params, mask)
     layers.warn_if_none()
     return DecayToAnchorState(_anchor.init(layers, params, anchor, None))
 
   def update_fn(
-    updates: Any,
+    updates: optax.Updates,
     state: DecayToAnchorState,
-    params: Any = None,
+    params: optax.Params | None = None,
     **extra_args: Any,
-  ) -> tuple[Any, DecayToAnchorState]:
+  ) -> tuple[optax.Updates, DecayToAnchorState]:
     del extra_args
-    _layers.require_params(caller, params)
-    _layers.require_state(caller, state, DecayToAnchorState)
+    _checks.require_params(caller, params)
+    _checks.require_state(caller, state, DecayToAnchorState)
     layers = _layers.Layers.of(caller, params, mask)
     new_updates = [
       u

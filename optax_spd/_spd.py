@@ -1,97 +1,17 @@
 """Selective Projection Decay (SPD) as Optax gradient transformations."""
 
-import dataclasses
 import enum
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
-from optax_spd import _anchor, _layers
-
-
-class SPDState(NamedTuple):
-  """State of SPD.
-
-  Only `anchor` is shaped like the params. The vectors have one entry a layer,
-  in the order of `layer_names`, and describe the layer's last finite step, as
-  it was before `optax.apply_updates` rounded it to the dtype of the params.
-  Steps that are lost in this rounding, as most are in bfloat16 params, count
-  like others: keep params in float32, and compute in bfloat16.
-  """
-
-  anchor: optax.Params  # theta_0
-  count: jax.Array  # type: ignore[assignment]  # updates so far, int32 []
-  alignment: jax.Array  # <g_t, theta_{t-1} - theta_0>; q_t where `spd`
-  # applies the rate, [layers]
-  deviation: jax.Array  # |theta_t - theta_0| after the decay, [layers]
-  ratio: jax.Array  # r_t, selected or not, [layers]
-  decay: jax.Array  # s_t = lambda r_t where selected, else 0, [layers]
-  selected_count: jax.Array  # steps with c_t < 0, int32 [layers]
-  decayed_count: jax.Array  # steps with s_t > 0, int32 [layers]
-
-
-class Projection(NamedTuple):
-  """What `project` finds for each layer."""
-
-  selected: jax.Array
-  ratio: jax.Array
-  decay: jax.Array
-  deviation: jax.Array
-
-
-def project(
-  alignment: jax.Array,
-  delta_sq: jax.Array,
-  delta_u: jax.Array,
-  u_sq: jax.Array,
-  weight_decay: jax.Array,
-) -> Projection:
-  """The method: s_t in theta_t = theta~_t - s_t (theta~_t - theta_0).
-
-  Here theta~_t = theta_{t-1} + u_t is where the base optimizer's finished step
-  leads, delta = theta_{t-1} - theta_0, and g_t is the gradient at theta_{t-1}.
-
-  Args:
-    alignment: <g_t, delta>, up to a positive factor.
-    delta_sq: <delta, delta>.
-    delta_u: <delta, u_t>.
-    u_sq: <u_t, u_t>.
-    weight_decay: lambda.
-
-  Returns:
-    Whether c_t < 0, r_t, s_t and |theta_t - theta_0|, in the shape of the
-    arguments: scalars for one layer, or arrays of one entry a layer.
-  """
-  # gamma_t^2 - gamma_{t-1}^2 = |delta + u_t|^2 - |delta|^2
-  growth = 2 * delta_u + u_sq
-  # gamma_{t-1} = |theta_{t-1} - theta_0|,  gamma_t = |theta~_t - theta_0|
-  before = _sqrt(delta_sq)
-  after = _sqrt(jnp.maximum(delta_sq + growth, 0))
-  # r_t = max(0, gamma_t - gamma_{t-1}) / gamma_t, taking no difference of
-  # norms; 0 where gamma_t is 0
-  gamma = jnp.where(after > 0, after, jnp.inf)
-  ratio = jnp.maximum(growth, 0) / gamma / (gamma + before)
-  # c_t = -<g_t, theta_{t-1} - theta_0> < 0
-  selected = alignment > 0
-  # s_t = lambda r_t where selected, never clamped
-  decay = jnp.where(selected, weight_decay * ratio, 0)
-  # |theta_t - theta_0| = |1 - s_t| gamma_t
-  return Projection(selected, ratio, decay, jnp.abs(1 - decay) * after)
-
-
-def _sqrt(x: jax.Array) -> jax.Array:
-  """The square root; its derivative at 0 is 0 instead of infinite.
-
-  At the anchor the distance has no derivative. What is multiplied with it there
-  is 0, and has to stay 0 for those who differentiate through a step.
-  """
-  is_zero = x == 0
-  return jnp.where(is_zero, 0, jnp.sqrt(jnp.where(is_zero, 1, x)))
+from optax_spd import _checks, _projection, _tree
+from optax_spd._anchor import Anchor
+from optax_spd._layers import LayerAxes, Mask
+from optax_spd._projection import SPDState, WeightDecay
 
 
 class _Default(enum.Enum):
@@ -104,16 +24,16 @@ class _Default(enum.Enum):
 
 
 def spd(
-  anchor: Any = None,
-  weight_decay: Any = 1.0,
+  anchor: Anchor = None,
+  weight_decay: WeightDecay = 1.0,
   *,
   learning_rate: optax.ScalarOrSchedule | None = _Default.LEARNING_RATE,
-  b1: Any = 0.9,
-  mask: Any = None,
-  layer_axes: Any = None,
-  anchor_dtype: Any = None,
+  b1: float | jax.Array = 0.9,
+  mask: Mask = None,
+  layer_axes: LayerAxes = None,
+  anchor_dtype: jax.typing.DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-  r"""Selective Projection Decay as the last link of a chain.
+  r"""Selective Projection Decay, the last transformation of a chain.
 
   With :math:`u_t` the finished step of the optimizer before it,
   :math:`\tilde\theta_t = \theta_{t-1} + u_t`, and for each layer on its own,
@@ -128,11 +48,11 @@ def spd(
                   \text{ if } c_t < 0, \text{ else } \tilde\theta_t
     \end{align*}
 
-  The decay needs the finished step, so this link applies the learning rate
+  The decay needs the finished step, so `spd` applies the learning rate itself
   and comes last: ``optax.chain(optax.scale_by_adam(), spd(learning_rate=r))``
-  is a whole optimizer. A link sees the direction, not the gradient; it
-  recovers the sign of :math:`c_t` from two successive directions, at one float
-  a layer.
+  is a whole optimizer. In a chain it sees the updates of the transformation
+  before it, not the gradient; from two successive updates it recovers the sign
+  of :math:`c_t`, at one float a layer.
 
   Do not use it without ``grad=`` after anything but a bias-corrected first
   moment of decay ``b1`` without Nesterov (``scale_by_adam``, its amsgrad,
@@ -147,7 +67,7 @@ def spd(
       is matched to the params by path; each must have its parameter's shape.
       ``'origin'`` is zero, for LoRA and adapters, and takes no memory; it may
       stand for all or for a subtree of the tree. The state keeps a copy.
-    weight_decay: The strength lambda, 0 or more, not multiplied by the learning
+    weight_decay: The paper's lambda, 0 or more, not multiplied by the learning
       rate. At 1, the paper's default, a decayed layer lands on its previous
       distance from the anchor; above 1 it contracts. Where lambda r_t exceeds
       1 the layer is reflected through the anchor, as in the paper. A number, a
@@ -157,8 +77,8 @@ def spd(
     learning_rate: A number or a schedule, read at the count before it is
       incremented. Left out it is the paper's 2e-5, with a warning. None says
       that a finished step arrives; then ``update`` needs ``grad=``.
-    b1: The decay of the first moment in the link before, in [0, 1); 0.9 is the
-      default of Adam. Not used where ``grad=`` is passed.
+    b1: The decay of the first moment in the transformation before, in [0, 1);
+      0.9 is the default of Adam. Not used where ``grad=`` is passed.
     mask: A tree of bools, a prefix of one, or a function from params to one.
       False gives a parameter the plain step and no anchor: a new head, norms,
       biases. A state belongs to the mask that it was initialised with; one that
@@ -216,21 +136,23 @@ def spd(
       stacklevel=2,
     )
   if learning_rate is not None:
-    _layers.check_numbers('spd', 'learning_rate', learning_rate)
-  _layers.check_numbers('spd', 'b1', b1, below=1, schedule=False)
-  method = _Method('spd', anchor, weight_decay, mask, layer_axes, anchor_dtype)
+    _checks.check_numbers('spd', 'learning_rate', learning_rate)
+  _checks.check_numbers('spd', 'b1', b1, below=1, schedule=False)
+  method = _projection.Method(
+    'spd', anchor, weight_decay, mask, layer_axes, anchor_dtype
+  )
 
   def update_fn(
-    updates: Any,
+    updates: optax.Updates,
     state: SPDState,
-    params: Any = None,
+    params: optax.Params | None = None,
     *,
-    grad: Any = None,
+    grad: optax.Updates | None = None,
     **extra_args: Any,
-  ) -> tuple[Any, SPDState]:
+  ) -> tuple[optax.Updates, SPDState]:
     del extra_args
     layers = method.layers(params, state)
-    directions = layers.match('updates', updates)
+    leaves = layers.match('updates', updates)
     grads = None if grad is None else layers.match('grad', grad)
     if learning_rate is None:
       if grads is None:
@@ -239,47 +161,42 @@ def spd(
           'then the condition needs the raw gradient: call '
           'tx.update(grads, state, params, grad=grads), or use with_spd.'
         )
-      return method.apply(layers, state, _EXACT, directions, grads)
+      return method.apply(layers, state, leaves, grads)
 
     rate = learning_rate
     if callable(rate):
       rate = rate(state.count)
+    rate = -1 * rate
     # b1^{t-1} and b1^t
     before = b1 ** state.count.astype(jnp.float32)
     after = b1 * before
 
-    def measure(sums: Sequence[jax.Array], rate: Any, kept: Any) -> _Measured:
-      delta_sq, d_delta, d_sq, *exact = sums
-      rate = rate.astype(d_sq.dtype)
-      if exact:
-        (alignment,) = exact
-      else:
-        # (1-b1^t) d_t - b1 (1-b1^{t-1}) d_{t-1} is (1-b1) g_t / sqrt(v), up to
-        # the drift of v; this along delta
-        q = kept  # <d_{t-1}, delta>
-        alignment = (1 - after) * d_delta - b1 * (1 - before) * q
-      return _Measured(
-        delta_sq=delta_sq,
-        delta_u=rate * d_delta,
-        u_sq=rate * rate * d_sq,
-        alignment=alignment,
-        direction=d_delta + rate * d_sq,
-      )
+    def estimate(d_delta: jax.Array, q: jax.Array) -> jax.Array:
+      # (1-b1^t) d_t - b1 (1-b1^{t-1}) d_{t-1} is (1-b1) g_t / sqrt(v), up to
+      # the drift of v; this along delta, where q is <d_{t-1}, delta>
+      return (1 - after) * d_delta - b1 * (1 - before) * q
 
-    rule = _Rule(-1 * rate, measure)
-    return method.apply(layers, state, rule, directions, grads)
+    leaves = [
+      _projection.scale(rate, d)
+      if leaf.shape is None and not _tree.is_masked(d)
+      else d
+      for leaf, d in zip(layers.leaves, leaves, strict=True)
+    ]
+    return method.apply(
+      layers, state, leaves, grads, rate=rate, estimate=estimate
+    )
 
   return optax.GradientTransformationExtraArgs(method.init, update_fn)
 
 
 def with_spd(
   inner: optax.GradientTransformation,
-  anchor: Any = None,
-  weight_decay: Any = 1.0,
+  anchor: Anchor = None,
+  weight_decay: WeightDecay = 1.0,
   *,
-  mask: Any = None,
-  layer_axes: Any = None,
-  anchor_dtype: Any = None,
+  mask: Mask = None,
+  layer_axes: LayerAxes = None,
+  anchor_dtype: jax.typing.DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
   r"""Selective Projection Decay around any optimizer.
 
@@ -325,20 +242,20 @@ def with_spd(
       'its learning rate, such as optax.adam(2e-5).'
     )
   inner = optax.with_extra_args_support(inner)
-  method = _Method(
+  method = _projection.Method(
     'with_spd', anchor, weight_decay, mask, layer_axes, anchor_dtype
   )
 
-  def init_fn(params: Any) -> tuple[Any, SPDState]:
+  def init_fn(params: optax.Params) -> tuple[optax.OptState, SPDState]:
     return inner.init(params), method.init(params)
 
   def update_fn(
-    updates: Any,
-    state: tuple[Any, SPDState],
-    params: Any = None,
+    updates: optax.Updates,
+    state: tuple[optax.OptState, SPDState],
+    params: optax.Params | None = None,
     **extra_args: Any,
-  ) -> tuple[Any, tuple[Any, SPDState]]:
-    _layers.require_state('with_spd', state, tuple)
+  ) -> tuple[optax.Updates, tuple[optax.OptState, SPDState]]:
+    _checks.require_state('with_spd', state, tuple)
     inner_state, spd_state = state
     layers = method.layers(params, spd_state)
     grads = layers.match('updates', updates)
@@ -346,7 +263,7 @@ def with_spd(
       updates, inner_state, params, **extra_args
     )
     steps = layers.match("inner's step", updates)
-    updates, spd_state = method.apply(layers, spd_state, _EXACT, steps, grads)
+    updates, spd_state = method.apply(layers, spd_state, steps, grads)
     return updates, (inner_state, spd_state)
 
   return optax.GradientTransformationExtraArgs(init_fn, update_fn)
@@ -354,18 +271,18 @@ def with_spd(
 
 def adam_spd(
   learning_rate: optax.ScalarOrSchedule,
-  anchor: Any = None,
-  weight_decay: Any = 1.0,
+  anchor: Anchor = None,
+  weight_decay: WeightDecay = 1.0,
   *,
-  b1: Any = 0.9,
-  b2: Any = 0.999,
-  eps: Any = 1e-8,
-  eps_root: Any = 0.0,
-  mu_dtype: Any = None,
+  b1: float | jax.Array = 0.9,
+  b2: jax.typing.ArrayLike = 0.999,
+  eps: jax.typing.ArrayLike = 1e-8,
+  eps_root: jax.typing.ArrayLike = 0.0,
+  mu_dtype: jax.typing.DTypeLike | None = None,
   nesterov: bool = False,
-  mask: Any = None,
-  layer_axes: Any = None,
-  anchor_dtype: Any = None,
+  mask: Mask = None,
+  layer_axes: LayerAxes = None,
+  anchor_dtype: jax.typing.DTypeLike | None = None,
 ) -> optax.GradientTransformationExtraArgs:
   r"""Adam with Selective Projection Decay, as the paper evaluates it.
 
@@ -421,222 +338,3 @@ def adam_spd(
     layer_axes=layer_axes,
     anchor_dtype=anchor_dtype,
   )
-
-
-class _Measured(NamedTuple):
-  """What the steps of a leaf's layers, or of all layers, tell `project`."""
-
-  delta_sq: jax.Array
-  delta_u: jax.Array
-  u_sq: jax.Array
-  alignment: jax.Array
-  # <d_t, theta~_t - theta_0>, for the next step's estimate
-  direction: jax.Array | None = None
-
-  def finite(self) -> jax.Array:
-    return jnp.isfinite(
-      self.delta_sq + self.delta_u + self.u_sq + self.alignment
-    )
-
-  def project(self, weight_decay: jax.Array) -> Projection:
-    """`project`, which selects no step that is not finite."""
-    alignment = jnp.where(self.finite(), self.alignment, 0)
-    return project(
-      alignment, self.delta_sq, self.delta_u, self.u_sq, weight_decay
-    )
-
-
-class _Rule(NamedTuple):
-  """What a step is of the incoming direction, and how it is measured.
-
-  `measure` takes the inner products <delta, delta>, <d_t, delta>, <d_t, d_t>
-  and, where the gradient is known, <g_t, delta>, d_t being the direction; the
-  rate, a number or one a layer; and the state's `alignment`, which it looks at
-  where the gradient is not known. They are of a leaf's layers, or of all.
-  """
-
-  rate: Any  # u_t = rate d_t; None where d_t is the finished step
-  measure: Callable[[Sequence[jax.Array], Any, Any], _Measured]
-
-  def rate_of(self, d: jax.Array) -> Any:
-    """The rate, rounded to the dtype of the step as Optax does."""
-    if self.rate is None:
-      return None
-    return jnp.asarray(self.rate, d.dtype).reshape(())
-
-  def step(self, d: jax.Array) -> jax.Array:
-    return d if self.rate is None else self.rate_of(d) * d
-
-
-# The finished step, and the paper's condition on the gradient.
-_EXACT = _Rule(None, lambda sums, rate, kept: _Measured(*sums))
-
-
-def _record(
-  state: SPDState, measured: _Measured, weight_decay: jax.Array
-) -> SPDState:
-  """Writes a step's [layers] vectors.
-
-  The decision is computed again, for all layers at once: to join what every
-  leaf decided would compile the scalars of every leaf into every vector.
-  """
-  selected, ratio, s, deviation = measured.project(weight_decay)
-  alignment = measured.alignment
-  if measured.direction is not None:  # q_t = <d_t, theta_t - theta_0>
-    alignment = (1 - s) * measured.direction
-  finite = measured.finite()
-
-  def keep(new: jax.Array, old: jax.Array) -> jax.Array:
-    """`old` where the step was not finite."""
-    return jnp.where(finite, new.astype(old.dtype), old)
-
-  return state._replace(
-    alignment=keep(alignment, state.alignment),
-    deviation=keep(deviation, state.deviation),
-    ratio=keep(ratio, state.ratio),
-    decay=keep(s, state.decay),
-    selected_count=state.selected_count + selected.astype(jnp.int32),
-    decayed_count=state.decayed_count + (s > 0).astype(jnp.int32),
-  )
-
-
-@dataclasses.dataclass(frozen=True)
-class _Method:
-  """What the link and the wrapper share: their arguments, init and decay."""
-
-  caller: str
-  anchor: Any
-  weight_decay: Any
-  mask: Any
-  layer_axes: Any
-  anchor_dtype: Any
-
-  def __post_init__(self) -> None:
-    _anchor.check(self.caller, self.anchor, self.anchor_dtype)
-    _layers.check_numbers(
-      self.caller, 'weight_decay', self.weight_decay, is_tree=True
-    )
-    _layers.warn_if_called(self.caller, self.mask, self.weight_decay)
-
-  def init(self, params: Any) -> SPDState:
-    layers = _layers.Layers.of(self.caller, params, self.mask, self.layer_axes)
-    layers.warn_if_none()
-    count = layers.zeros((), jnp.int32)
-    self._strengths(layers, count)
-    anchor = _anchor.init(layers, params, self.anchor, self.anchor_dtype)
-    shape, dtype = (layers.num_layers,), layers.dtype
-    return SPDState(
-      anchor=anchor,
-      count=count,
-      alignment=layers.zeros(shape, dtype),
-      deviation=layers.zeros(shape, dtype),
-      ratio=layers.zeros(shape, dtype),
-      decay=layers.zeros(shape, dtype),
-      selected_count=layers.zeros(shape, jnp.int32),
-      decayed_count=layers.zeros(shape, jnp.int32),
-    )
-
-  def layers(self, params: Any, state: SPDState) -> _layers.Layers:
-    """The layers of the params in an update, checked against the state."""
-    _layers.require_params(self.caller, params)
-    _layers.require_state(self.caller, state, SPDState)
-    layers = _layers.Layers.of(self.caller, params, self.mask, self.layer_axes)
-    if layers.num_layers != state.alignment.shape[0]:
-      raise ValueError(
-        f'{self.caller}: the state is of {state.alignment.shape[0]} layers, '
-        f'the params have {layers.num_layers}; update needs the params, mask '
-        'and layer_axes that init was given.'
-      )
-    return layers
-
-  def apply(
-    self,
-    layers: _layers.Layers,
-    state: SPDState,
-    rule: _Rule,
-    directions: list[Any],
-    grads: list[Any] | None,
-  ) -> tuple[Any, SPDState]:
-    """Decays the finished steps of the layers that SPD selects.
-
-    Args:
-      layers: The layers of the params.
-      state: SPD's state.
-      rule: What makes steps of directions, and measures them.
-      directions: d_t, leaf by leaf, or the finished steps.
-      grads: g_t, leaf by leaf; None where the rule does without.
-
-    Returns:
-      The tree of updates, and the next state.
-    """
-    anchors = _anchor.match(layers, state.anchor, self.anchor)
-    strengths = self._strengths(layers, state.count)
-    evidence = layers.unflatten(state.alignment) if grads is None else grads
-    updates = [
-      rule.step(d) if leaf.shape is None and not _layers.is_hole(d) else d
-      for leaf, d in zip(layers.leaves, directions, strict=True)
-    ]
-    lists = (anchors, strengths, directions, evidence)
-    groups = layers.groups(*lists)
-    found: list[list[jax.Array]] = []
-    for group in groups:
-      leaf = _layers.Leaf.stack([layers.leaves[i] for i in group])
-      anchor, strength, direction, known = (
-        _layers.stack([entries[i] for i in group]) for entries in lists
-      )
-      delta = _anchor.delta(leaf, anchor)
-      d = direction.astype(delta.dtype)
-      pairs = [(delta, delta), (d, delta), (d, d)]
-      if grads is not None:
-        pairs.append((known.astype(delta.dtype), delta))
-      sums = leaf.inner(*pairs)
-      found.append(sums)
-      measured = rule.measure(sums, rule.rate_of(direction), known)
-      s = measured.project(strength).decay
-      # theta_t - theta_{t-1} = u_t - s_t (theta~_t - theta_0); where nothing
-      # decays u_t itself, to the bit
-      u = rule.step(direction)
-      step = u.astype(delta.dtype)
-      decayed = (step - leaf.expand(s) * (delta + step)).astype(u.dtype)
-      update = jnp.where(leaf.expand(s == 0), u, decayed)
-      for i, x in zip(group, _layers.unstack(update, len(group)), strict=True):
-        updates[i] = x
-
-    new_state = state._replace(count=optax.safe_increment(state.count))
-    if found:
-      back = np.argsort(layers.regroup(groups))
-      sums = [
-        layers.flatten(column)[back] for column in zip(*found, strict=True)
-      ]
-      rates = None
-      if rule.rate is not None:
-        rates = layers.flatten(
-          jnp.broadcast_to(rule.rate_of(d), leaf.shape)
-          for leaf, d in zip(layers.leaves, directions, strict=True)
-          if leaf.shape is not None
-        )
-      measured = rule.measure(sums, rates, state.alignment)
-      weight_decay = layers.flatten(x for x in strengths if x is not None)
-      new_state = _record(new_state, measured, weight_decay)
-    return jax.tree.unflatten(layers.treedef, updates), new_state
-
-  def _strengths(self, layers: _layers.Layers, count: jax.Array) -> list[Any]:
-    """lambda of each leaf's layers, in their shape."""
-    entries = layers.match_prefix('weight_decay', self.weight_decay)
-    schedules = {id(entry): entry for entry in entries if callable(entry)}
-    values = {key: schedule(count) for key, schedule in schedules.items()}
-    strengths: list[Any] = []
-    for leaf, entry in zip(layers.leaves, entries, strict=True):
-      value = values.get(id(entry), entry)
-      if leaf.shape is None:
-        strengths.append(None)
-        continue
-      if np.shape(value) not in ((), leaf.shape):
-        raise ValueError(
-          f'{self.caller}: weight_decay has shape {np.shape(value)} for '
-          f'params{leaf.where}, whose layers have shape {leaf.shape}; pass a '
-          'scalar or an array of that shape, or set layer_axes.'
-        )
-      value = jnp.asarray(value, _layers.accumulator(leaf))
-      strengths.append(jnp.broadcast_to(value, leaf.shape))
-    return strengths

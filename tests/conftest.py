@@ -5,7 +5,9 @@ import os
 import shutil
 import tempfile
 
-os.environ['JAX_PLATFORMS'] = 'cpu'
+# On a CPU, unless the environment says JAX_PLATFORMS=cuda; then with
+# -m 'not eight_devices', as `experiments.gpu_check` runs them.
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 # Eight CPU devices.
 os.environ['XLA_FLAGS'] = (
   os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'

@@ -128,6 +128,35 @@ def test_methods_take_turns_and_go_on_from_where_they_were():
     'a': 3,
     'b': 3,
   }
+  calls.clear()
+  benchmark.measure(programs, 1, in_flight=2)
+  turns = [(0, 1), (2, 3), (4, 5)]
+  assert calls == [(m, i) for turn in turns for m in ('a', 'b') for i in turn]
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_cases_are_of_the_model_and_dtype_that_are_asked_for(
+  dtype, monkeypatch
+):
+  for name in ('vit_b16', 'dinov2_s14'):
+    small = dataclasses.replace(vit.CONFIGS[name], depth=1, mlp_dim=32)
+    monkeypatch.setitem(vit.CONFIGS, name, small)
+  case = benchmark.make_case('optimizer', None, dtype)
+  assert case.name == f'optimizer, vit_b16, {dtype}'
+  assert all(x.dtype == dtype for x in jax.tree.leaves(case.params))
+  case = benchmark.make_case('train', 'vit_b16', dtype, 8, 224)
+  assert case.name == f'train step, vit_b16, {dtype}, 8 images of 224 px'
+  assert case.batch['image'].shape == (8, 224, 224, 3)
+  # Computed in the dtype, by parameters of float32.
+  assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(case.params))
+  tx = optax.sgd(1)
+  jaxpr = jax.make_jaxpr(case.make_step(tx))(
+    tx.init(case.params), case.params, case.batch, case.frozen
+  )
+  assert ('bf16[' in str(jaxpr)) == (dtype == 'bfloat16')
+  case = benchmark.make_case('lora', None, dtype)
+  assert case.batch['image'].shape == (32, 84, 84, 3)
+  assert case.anchor == 'origin'
 
 
 @pytest.mark.parametrize('lora_rank', [0, 2])

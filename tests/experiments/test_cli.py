@@ -17,7 +17,8 @@ def run(program, arguments):
       os.dup2(printed.fileno(), 2)
       sys.argv[1:] = arguments
       for flag in ('case', 'model', 'dtype', 'layout', 'steps', 'topology',
-                   'growth', 'output_dir', 'batch_size', 'methods'):
+                   'growth', 'output_dir', 'batch_size', 'image_size',
+                   'in_flight', 'methods'):
         delattr(benchmark.FLAGS, flag)  # of the import
       try:
         runpy.run_module(f'experiments.{program}', run_name='__main__',
@@ -89,8 +90,11 @@ LINES = [
   ('benchmark', ['--config=elpv', '--config.x=1'], "is 'x'"),
   ('benchmark', ['--config=elpv', '--config.train.limit=1'], 'not read it'),
   ('benchmark', ['--config=elpv', '--config.eval_every=8'], 'not read it'),
-  ('benchmark', ['--batch_size=8'], '--batch_size has no effect with no --co'),
-  ('benchmark', ['--case=lora', '--dtype=bfloat16'], 'with --case=lora'),
+  ('benchmark', ['--methods=adamw'], '--methods has no effect with no --co'),
+  ('benchmark', ['--batch_size=8'], 'effect with --case=optimizer'),
+  ('benchmark', ['--growth', '--image_size=8'], 'effect with --growth'),
+  ('gpu_check', ['--nosuch'], "Unknown command line flag 'nosuch'"),
+  ('gpu_check', ['--parts=x'], '--parts has no x; it knows card_float32'),
   ('report', [], 'ROWS.jsonl'),
   ('report', ['--nosuch'], 'ROWS.jsonl'),
   ('report', ['none.jsonl'], "No such file or directory: 'none.jsonl'"),

@@ -120,6 +120,7 @@ def test_mask_takes_the_plain_step_at_no_anchor_cost():
   assert (state[1].decayed_count > 0).all()
 
 
+@pytest.mark.filterwarnings('ignore:with_spd. mask leaves out every parameter')
 def test_masks_may_be_functions_and_prefixes():
   params = {'a': {'w': jnp.ones(3), 'b': jnp.ones(3)}, 'c': jnp.ones((2, 2))}
   for mask, kept in (
@@ -171,7 +172,7 @@ def test_an_anchor_of_another_model_is_refused(anchor, message):
 
 
 def test_a_state_of_another_mask_is_refused():
-  """Its hole would be read as the origin, and the layer pulled to zero."""
+  """Its masked node would pass for the origin, and the layer go to zero."""
   params = {'body': jnp.ones((3, 4)), 'head': jnp.ones(2)}
   made = adam_spd(1e-3, mask={'body': True, 'head': False}).init(params)
   used = adam_spd(1e-3, mask={'body': False, 'head': True})
@@ -187,10 +188,10 @@ def test_a_state_of_another_optimizer_is_refused():
   params = {'w': jnp.ones(3)}
   tx, base = adam_spd(1e-3), optax.adam(1e-3)
   state = tx.init(params)
-  link = spd(learning_rate=1e-3)
+  chained = spd(learning_rate=1e-3)
   for wrong in (base.init(params)[0], state, None):
     with pytest.raises(TypeError, match='state that init of the same'):
-      link.update(params, wrong, params)
+      chained.update(params, wrong, params)
   with pytest.raises(TypeError, match='is a SPDState, not a tuple'):
     tx.update(params, state[1], params)
 

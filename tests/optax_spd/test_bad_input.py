@@ -24,7 +24,7 @@ ONE = {'body': PARAMS['body']}
 TURNED = PARAMS | {'body': PARAMS['body'].T}
 
 
-def link(anchor=None, weight_decay=1.0, learning_rate=1e-3, **kwargs):
+def chained(anchor=None, weight_decay=1.0, learning_rate=1e-3, **kwargs):
   return spd(anchor, weight_decay, learning_rate=learning_rate, **kwargs)
 
 
@@ -36,7 +36,7 @@ def l2_sp(anchor=None, weight_decay=1.0, **kwargs):
   return decay_to_anchor(weight_decay, anchor, **kwargs)
 
 
-SPD = {'spd': link, 'with_spd': wrapper}
+SPD = {'spd': chained, 'with_spd': wrapper}
 ALL = SPD | {'decay_to_anchor': l2_sp}
 
 
@@ -171,7 +171,7 @@ WRONG_ANYWHERE = {
     ValueError,
     r"anchor\['body'\] is abstract, ShapeDtypeStruct.*with values",
   ),
-  # The strength.
+  # The weight decay.
   **{
     f'lambda_{value}': (
       lambda make, v=value: make(weight_decay=v),
@@ -277,17 +277,17 @@ WRONG_ANYWHERE = {
     r"updates\['body'\] has shape \(\), its parameter \(3, 4\)",
   ),
   **{
-    f'updates_{hole}_in_a_tree': (
-      lambda make, x=hole: update(make, PARAMS | {'body': x}),
+    f'updates_{masked}_in_a_tree': (
+      lambda make, x=masked: update(make, PARAMS | {'body': x}),
       ValueError,
-      rf"updates\['body'\] is {re.escape(str(hole))}, its parameter is not",
+      rf"updates\['body'\] is {re.escape(str(masked))}, its parameter is not",
     )
-    for hole in (None, optax.MaskedNode())
+    for masked in (None, optax.MaskedNode())
   },
 }
 
 WRONG_FOR_SPD = {
-  # The strength, whose tree `decay_to_anchor` does not take.
+  # The weight decay, whose tree `decay_to_anchor` does not take.
   **{
     f'lambda_tree_{value}': (
       lambda make, v=value: make(weight_decay={'body': 1, 'head': {'b': v}}),
@@ -430,7 +430,7 @@ WRONG_ONCE = {
   },
   **{
     f'b1_{value}': (
-      lambda v=value: link(b1=v),
+      lambda v=value: chained(b1=v),
       error,
       f'spd: b1 is {re.escape(repr(value))}, {RANGE.format(1)}',
     )
@@ -457,7 +457,7 @@ WRONG_ONCE = {
     )
   },
   'no_gradient_for_a_finished_step': (
-    lambda: update(link, learning_rate=None),
+    lambda: update(chained, learning_rate=None),
     ValueError,
     r'spd: learning_rate=None .*state, params, grad=grads\), or use with_spd',
   ),
@@ -665,7 +665,7 @@ def test_allowed_params_of_any_dtype_when_masked_out(make):
 
 
 @alike
-def test_allowed_a_traced_strength_is_not_checked(make):
+def test_allowed_a_traced_weight_decay_is_not_checked(make):
   state = jax.jit(lambda value: make(weight_decay=value).init(PARAMS))(-1.0)
   chex.assert_trees_all_equal(anchor_of(state), PARAMS)
 

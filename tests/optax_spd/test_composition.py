@@ -42,13 +42,13 @@ def by_hand(tx, num_steps=40, transform=lambda g: g, weight_decay=1.0):
   for t in range(num_steps):
     grads = transform(problem.grads(params, problem.noise()))
     steps, state = update(grads, state, params)
-    strength = weight_decay(t) if callable(weight_decay) else weight_decay
+    now = weight_decay(t) if callable(weight_decay) else weight_decay
     new = {}
     for n, p in params.items():
       theta, start, g, u = (
         np.asarray(x, np.float64) for x in (p, theta_0[n], grads[n], steps[n])
       )
-      new[n], found = oracle.spd_step(theta, start, g, u, strength)
+      new[n], found = oracle.spd_step(theta, start, g, u, now)
       decays += found['s'] > 0
     params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), new)
     seen.append(params)
@@ -136,12 +136,12 @@ def test_masked_and_partition_and_freeze_act_on_a_part():
 @pytest.mark.parametrize('wrap', ['masked', 'partition'])
 def test_a_gradient_passed_along_may_hold_more_than_the_masked_params(wrap):
   """Optax masks updates and params, not extra arguments."""
-  link = optax.chain(optax.scale_by_adam(), spd(learning_rate=1e-3))
+  chained = optax.chain(optax.scale_by_adam(), spd(learning_rate=1e-3))
   if wrap == 'masked':
-    tx = optax.masked(link, half)
+    tx = optax.masked(chained, half)
   else:
     tx = optax.partition(
-      {'a': link, 'b': optax.sgd(1e-3)},
+      {'a': chained, 'b': optax.sgd(1e-3)},
       lambda p: {n: 'a' if n < 'layer_02' else 'b' for n in p},
     )
   problem = Quadratic(num_layers=4, size=(8, 8))

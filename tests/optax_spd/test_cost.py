@@ -1,11 +1,7 @@
 """What a step costs, in counts that no machine changes."""
 
 import math
-import os
-import pathlib
 import re
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +9,6 @@ import numpy as np
 import optax
 import pytest
 
-import optax_spd
 from optax_spd import adam_spd, spd
 
 SHAPE = (128, 256)
@@ -63,31 +58,6 @@ def test_scratch_is_the_step_and_no_more(name):
   memory = lowered(name, 4).compile().memory_analysis()
   # Each tensor's step, and a few rows: no products, no differences.
   assert memory.temp_size_in_bytes < 1.1 * 4 * math.prod(SHAPE) * 4
-
-
-def test_one_tensor_s_step_at_a_time():
-  """Where XLA schedules for memory, and the state is returned first."""
-  code = """
-import test_cost
-for name in 'adam_spd', 'chain':
-  for num_tensors in 20, 150:
-    compiled = test_cost.lowered(name, num_tensors).compile()
-    print(compiled.memory_analysis().temp_size_in_bytes)
-"""
-  flag = '--xla_cpu_enable_concurrency_optimized_scheduler=false'
-  package = pathlib.Path(optax_spd.__file__).parent
-  run = subprocess.run(
-    [sys.executable, '-c', code],
-    cwd=pathlib.Path(__file__).parent,
-    env={**os.environ, 'XLA_FLAGS': flag, 'PYTHONPATH': str(package.parent)},
-    capture_output=True,
-    text=True,
-    check=False,
-  )
-  assert run.returncode == 0, run.stderr
-  found = [int(line) for line in run.stdout.split()]
-  assert len(found) == 4
-  assert max(found) < 2 * math.prod(SHAPE) * 4
 
 
 @methods
@@ -146,15 +116,15 @@ def test_sums_stay_apart_where_xla_merges_them(name):
   several = re.findall(r'stablehlo.reduce\(.*', cpu)
   assert [line.count(' init: ') for line in several] == [sums] * len(several)
   assert tpu.count('stablehlo.reduce(') == sums
-  # rows of 4 slices' sum; what is left in 8, 4, 2 parts, and as one
-  stages = ['32x256', '8x4', '4x2', '2x2', '2']
+  # rows of 4 slices' sum, and the sums of the rows
+  stages = ['32x256', '32']
   found = [re.search(r': \(tensor<([\dx]+)xf32>', line)[1] for line in several]
   assert found == stages
   assert 'tensor<32x256xf32>' in cpu
   assert 'tensor<32x256xf32>' not in tpu
 
 
-@pytest.mark.parametrize('shape', [(2048, 1024), (4, 65536)])
+@pytest.mark.parametrize('shape', [(2048, 1024), (4, 65536), (2**21,)])
 def test_long_sums_keep_their_digits(shape):
   """Two million terms one after the other lose three digits in float32."""
   rng = np.random.default_rng(0)
@@ -188,8 +158,8 @@ def test_an_update_can_be_differentiated(name):
     if name == 'adam_spd':
       tx = adam_spd(0.1, anchor, weight_decay)
     else:
-      link = spd(anchor, weight_decay, learning_rate=0.1)
-      tx = optax.chain(optax.scale_by_adam(), link)
+      chained = spd(anchor, weight_decay, learning_rate=0.1)
+      tx = optax.chain(optax.scale_by_adam(), chained)
     theta, state = params, tx.init(params)
     for sign in (-1.0, -1.0, -1.0, 0.4, 0.4):
       grads = jax.tree.map(lambda x, sign=sign: sign * x, up)

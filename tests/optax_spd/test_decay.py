@@ -26,8 +26,8 @@ def trajectory(tx, num_steps=100):
 
 def test_before_adam_it_is_the_gradient_of_the_penalty():
   """Algorithm 1: Adam on loss + lambda |theta - theta_0|^2."""
-  strength = 0.3
-  penalty = 2 * strength  # of a squared norm without the half
+  lam = 0.3
+  penalty = 2 * lam  # of a squared norm without the half
   anchor = {n: p + 0.1 for n, p in Quadratic(num_layers=2).params.items()}
   tx = optax.chain(decay_to_anchor(penalty, anchor), optax.adam(RATE))
   adam = {n: oracle.Adam(np.full(100, RATE)) for n in anchor}
@@ -35,7 +35,7 @@ def test_before_adam_it_is_the_gradient_of_the_penalty():
     for n, theta_0 in anchor.items():
       theta = np.asarray(params[n], np.float64)
       gradient = np.asarray(grads[n], np.float64)
-      gradient = gradient + 2 * strength * (theta - theta_0)
+      gradient = gradient + 2 * lam * (theta - theta_0)
       expected = adam[n].step(gradient)
       # A sign-like step: relative rounding of the gradient shows in it.
       np.testing.assert_allclose(updates[n], expected, rtol=1e-3, atol=1e-8)

@@ -1,4 +1,4 @@
-"""What a layer is: names, stacks of layers, strengths of their own, trees."""
+"""What a layer is: names, stacks of layers, weight decays of each, trees."""
 
 from typing import NamedTuple
 
@@ -11,11 +11,19 @@ import pytest
 from flax import nnx
 from flax.core import FrozenDict
 
-from optax_spd import _layers, adam_spd, layer_names, spd, with_spd
+from optax_spd import (
+  _layers,
+  _stacks,
+  _xla,
+  adam_spd,
+  layer_names,
+  spd,
+  with_spd,
+)
 
 TRANSFORMATIONS = {
   'wrapper': lambda **kw: adam_spd(1e-3, **kw),
-  'link': lambda **kw: optax.chain(
+  'chained': lambda **kw: optax.chain(
     optax.scale_by_adam(), spd(learning_rate=1e-3, **kw)
   ),
 }
@@ -98,20 +106,20 @@ def test_a_stack_takes_the_steps_of_its_layers(kind, per_layer):
   stacked, unstacked = stacked_and_unstacked()
   grads = gradients(stacked)
   axes = {'blocks': 2, 'head': 0}
-  strength, strengths = 1.0, 1.0
+  decay_of_stack, decay_of_layers = 1.0, 1.0
   if per_layer:
     array = np.linspace(0.2, 2.0, 6).reshape(2, 3)
-    strength = {'blocks': array, 'head': 0.5}
-    strengths = {
+    decay_of_stack = {'blocks': array, 'head': 0.5}
+    decay_of_layers = {
       'blocks': unstack({'blocks': array, 'head': 0})['blocks'],
       'head': 0.5,
     }
   make = TRANSFORMATIONS[kind]
   ours, state = run(
-    make(layer_axes=axes, weight_decay=strength), stacked, grads
+    make(layer_axes=axes, weight_decay=decay_of_stack), stacked, grads
   )
   theirs, expected = run(
-    make(weight_decay=strengths), unstacked, [unstack(g) for g in grads]
+    make(weight_decay=decay_of_layers), unstacked, [unstack(g) for g in grads]
   )
   # The sums run over the same numbers, in another order.
   chex.assert_trees_all_close(unstack(ours), theirs, rtol=1e-5, atol=1e-6)
@@ -137,7 +145,7 @@ def test_layer_axes_may_be_a_function(axes):
   assert state.ratio.shape == ((7,) if axes else (2,))
 
 
-def test_strengths_of_a_tree_and_schedules_in_it():
+def test_weight_decays_of_a_tree_and_schedules_in_it():
   params = {
     'body': {'a': np.ones(64, np.float32), 'b': np.ones(64, np.float32)},
     'head': np.ones(64, np.float32),
@@ -281,7 +289,7 @@ def test_a_stack_of_no_large_layers_is_left_as_it_is():
     np.testing.assert_allclose(updates['w'], -0.1, rtol=1e-5)
 
 
-def test_the_link_s_rate_is_rounded_to_each_param_s_dtype():
+def test_the_chained_s_rate_is_rounded_to_each_param_s_dtype():
   """As Optax does; of what is masked out too, and in what is recorded."""
   params = {
     'half': jnp.full((3, 4), 2, jnp.bfloat16),
@@ -291,16 +299,18 @@ def test_the_link_s_rate_is_rounded_to_each_param_s_dtype():
   anchor = {'half': jnp.zeros((3, 4)), 'whole': jnp.zeros(5)}
   mask = {'half': True, 'head': False, 'whole': True}
   rate = 0.0123  # 0.01233 in bfloat16
-  link = spd(anchor, 0.5, learning_rate=rate, mask=mask)
+  chained = spd(anchor, 0.5, learning_rate=rate, mask=mask)
   plain = optax.scale_by_learning_rate(rate)
   inward, out = (jax.tree.map(lambda x, s=s: s * x, params) for s in (1, -1))
 
-  updates, state = link.update(inward, link.init(params), params)
+  updates, state = chained.update(inward, chained.init(params), params)
   expected, _ = plain.update(inward, plain.init(params))
   chex.assert_trees_all_equal(updates, expected)  # nothing moves out
 
   # Further out, against the gradient: g is 2 theta, the step 2 rate.
-  updates, state = link.update(out, link.init(params), params, grad=params)
+  updates, state = chained.update(
+    out, chained.init(params), params, grad=params
+  )
   expected, _ = plain.update(out, plain.init(params))
   chex.assert_trees_all_equal(updates['head'], expected['head'])
   assert state.decayed_count.tolist() == [1, 1]
@@ -330,7 +340,7 @@ def test_a_schedule_is_called_once_for_all_layers():
   assert len(calls) == 1
 
 
-@pytest.mark.parametrize('kind', ['wrapper', 'link'])
+@pytest.mark.parametrize('kind', ['wrapper', 'chained'])
 def test_small_params_of_one_shape_are_treated_as_if_alone(kind, monkeypatch):
   """Stacked for speed: the same layers, in the same order."""
   rng = np.random.default_rng(3)
@@ -352,8 +362,8 @@ def test_small_params_of_one_shape_are_treated_as_if_alone(kind, monkeypatch):
     if kind == 'wrapper':
       tx = adam_spd(0.1, anchor, **options)
     else:
-      link = spd(anchor, learning_rate=0.1, **options)
-      tx = optax.chain(optax.scale_by_adam(), link)
+      chained = spd(anchor, learning_rate=0.1, **options)
+      tx = optax.chain(optax.scale_by_adam(), chained)
     state, theta, seen = tx.init(params), params, []
     for i in range(6):
       noise = np.random.default_rng(i)
@@ -367,7 +377,7 @@ def test_small_params_of_one_shape_are_treated_as_if_alone(kind, monkeypatch):
     return seen
 
   stacked = trajectory()
-  monkeypatch.setattr(_layers, '_SMALL', 0)
+  monkeypatch.setattr(_xla, 'SMALL', 0)
   alone = trajectory()
   chex.assert_trees_all_close(stacked, alone, rtol=1e-5, atol=1e-7)
   counts = alone[-1][1].decayed_count
@@ -394,7 +404,7 @@ def test_what_is_stacked_and_what_is_not():
   }
   layers = _layers.Layers.of('test', params)
   names = [leaf.name[0] for leaf in layers.leaves]
-  groups = [[names[i] for i in group] for group in layers.groups()]
+  groups = [[names[i] for i in group] for group in _stacks.group(layers)]
   assert groups == [
     ['bias1', 'bias2'],
     ['big1'],
@@ -403,11 +413,11 @@ def test_what_is_stacked_and_what_is_not():
     ['narrow'],
     ['small1', 'small2'],
   ]
-  kept = [optax.MaskedNode() if n == 'bias1' else 0.0 for n in names]
-  assert len(layers.groups(kept)) == 7
+  column = [optax.MaskedNode() if n == 'bias1' else 0.0 for n in names]
+  assert len(_stacks.group(layers, column)) == 7
   axes = {name: int(name == 'bias1') for name in params}
   layers = _layers.Layers.of('test', params, layer_axes=axes)
-  assert len(layers.groups()) == 7
+  assert len(_stacks.group(layers)) == 7
 
 
 def test_slices_are_those_of_the_array_to_the_bit():
@@ -420,7 +430,7 @@ def test_slices_are_those_of_the_array_to_the_bit():
     bits[::9, 0] = 1
     array = jnp.asarray(bits.view(dtype))
     for one in (array, array[:, 0], array[:1], array[:0]):
-      found = jax.jit(_layers._split)(one)
+      found = jax.jit(_xla.slices)(one)
       assert len(found) == len(one)
       for x, y in zip(found, one, strict=True):
         assert np.asarray(x).tobytes() == np.asarray(y).tobytes()

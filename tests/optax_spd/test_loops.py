@@ -124,10 +124,11 @@ def pmap_loop(tx):
 
 TRANSFORMATIONS = {
   'wrapper': adam_spd(1e-2),
-  'link': optax.chain(optax.scale_by_adam(), spd(learning_rate=1e-2)),
+  'chained': optax.chain(optax.scale_by_adam(), spd(learning_rate=1e-2)),
 }
 
 
+@pytest.mark.eight_devices
 @pytest.mark.parametrize('kind', TRANSFORMATIONS)
 @pytest.mark.parametrize('loop', [train_state_loop, nnx_loop, pmap_loop])
 def test_every_loop_takes_the_same_way(kind, loop):
@@ -141,7 +142,7 @@ def test_every_loop_takes_the_same_way(kind, loop):
 
 def test_the_numbers_of_every_layer_in_one_line():
   names = layer_names(PRETRAINED)
-  _, state = bare_loop(TRANSFORMATIONS['link'])
+  _, state = bare_loop(TRANSFORMATIONS['chained'])
   decay = dict(zip(names, spd_state(state).decay.tolist(), strict=True))
   assert list(decay) == [
     'hidden/bias',

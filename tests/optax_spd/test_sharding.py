@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 from optax_spd import adam_spd, spd, with_spd
 
+pytestmark = pytest.mark.eight_devices
 SPECS = {
   'replicated': {'kernel': P(), 'stacked': P(), 'bias': P()},
   'fsdp': {'kernel': P('data'), 'stacked': P(None, 'data'), 'bias': P('data')},
@@ -33,7 +34,7 @@ SPECS = {
 AXES = {'kernel': 0, 'stacked': 1, 'bias': 0}
 TRANSFORMATIONS = {
   'wrapper': lambda **kw: adam_spd(1e-2, layer_axes=AXES, **kw),
-  'link': lambda **kw: optax.chain(
+  'chained': lambda **kw: optax.chain(
     optax.scale_by_adam(), spd(learning_rate=1e-2, layer_axes=AXES, **kw)
   ),
 }

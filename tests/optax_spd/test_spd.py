@@ -165,19 +165,19 @@ def test_condition_sees_the_raw_gradient():
 @pytest.mark.parametrize('weight_decay', [0.5, 1.0, 3.0])
 @both_rates
 def test_estimate_applies_the_exact_decay(weight_decay, learning_rate):
-  """The link without `grad=`, on the exact condition's own trajectory."""
+  """`spd` without `grad=`, on the trajectory of the exact condition."""
   problem = Quadratic()
   adam = optax.scale_by_adam()
-  link = spd(weight_decay=weight_decay, learning_rate=learning_rate)
+  chained = spd(weight_decay=weight_decay, learning_rate=learning_rate)
   params = as_arrays(problem.params)
-  adam_state, state = adam.init(params), link.init(params)
+  adam_state, state = adam.init(params), chained.init(params)
 
   @jax.jit
   def step(params, adam_state, state, noise):
     grads = problem.grads(params, noise)
     directions, adam_state = adam.update(grads, adam_state)
-    _, estimated = link.update(directions, state, params)
-    updates, state = link.update(directions, state, params, grad=grads)
+    _, estimated = chained.update(directions, state, params)
+    updates, state = chained.update(directions, state, params, grad=grads)
     params = optax.apply_updates(params, updates)
     return params, adam_state, state, estimated.decay
 
@@ -198,9 +198,9 @@ def test_estimate_applies_the_exact_decay(weight_decay, learning_rate):
 
 def test_link_with_grad_is_the_wrapper():
   problem = Quadratic()
-  link = optax.chain(optax.scale_by_adam(), spd(learning_rate=1e-3))
+  chained = optax.chain(optax.scale_by_adam(), spd(learning_rate=1e-3))
   whole = trajectory(adam_spd(1e-3), Quadratic(), 100)
-  linked = trajectory(link, problem, 100, pass_grad=True)
+  linked = trajectory(chained, problem, 100, pass_grad=True)
   for (_, _, ours, _), (_, _, theirs, _) in zip(linked, whole, strict=True):
     # <d, delta> times -lr against <u, delta>: rounded elsewhere.
     chex.assert_trees_all_close(ours, theirs, rtol=1e-4, atol=1e-7)
@@ -211,10 +211,10 @@ def test_link_without_grad_ends_where_the_wrapper_does():
   def deviation(tx):
     return trajectory(tx, Quadratic(), 300)[-1][-1].deviation.mean()
 
-  link = optax.chain(optax.scale_by_adam(), spd(learning_rate=1e-3))
+  chained = optax.chain(optax.scale_by_adam(), spd(learning_rate=1e-3))
   exact = deviation(adam_spd(1e-3))
   assert exact < 0.8 * deviation(adam_spd(1e-3, weight_decay=0.0))
-  assert deviation(link) == pytest.approx(exact, rel=0.1)
+  assert deviation(chained) == pytest.approx(exact, rel=0.1)
 
 
 @pytest.mark.parametrize(
@@ -252,14 +252,14 @@ def test_link_at_lambda_zero_is_adam_to_the_bit():
     problem = Quadratic()
     params = as_arrays(problem.params)
     base = optax.adam(learning_rate)
-    link = optax.chain(
+    chained = optax.chain(
       optax.scale_by_adam(), spd(weight_decay=0.0, learning_rate=learning_rate)
     )
-    state, base_state = link.init(params), base.init(params)
+    state, base_state = chained.init(params), base.init(params)
     for _ in range(5):
       grads = problem.grads(params, problem.noise())
       theirs, base_state = jax.jit(base.update)(grads, base_state, params)
-      ours, state = jax.jit(link.update)(grads, state, params)
+      ours, state = jax.jit(chained.update)(grads, state, params)
       chex.assert_trees_all_equal(ours, theirs)
       params = optax.apply_updates(params, theirs)
 
@@ -458,8 +458,8 @@ def test_derivatives_of_a_step_from_the_anchor_are_finite(name, anchored, rate):
     return params, spd_state and spd_state[2:6]
 
   def chain(rate, anchor, weight_decay):
-    link = spd(anchor, weight_decay, learning_rate=rate)
-    return optax.chain(optax.scale_by_adam(), link)
+    chained = spd(anchor, weight_decay, learning_rate=rate)
+    return optax.chain(optax.scale_by_adam(), chained)
 
   def adam(rate, *_):
     return optax.adam(rate)
