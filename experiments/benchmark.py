@@ -5,7 +5,7 @@ python -m experiments.benchmark [--case=optimizer|train|lora] [--model=vit_b16]
     [--batch_size=N] [--image_size=N] [--topology=v5e:4x4,...] [--steps=N]
     [--in_flight=N] [--output_dir=DIR]
 python -m experiments.benchmark --config=STUDY [--methods=A,B]
-    [--batch_size=N] [--topology=v5e:4x4,...] [--steps=N]
+    [--topology=v5e:4x4,...]
 
 Every method takes the same step, A B A B, so that a noisy machine favours none;
 ratios are to AdamW's step of the same round. `--topology` compiles for TPUs
@@ -108,20 +108,20 @@ def train_case(name, parts, trained, batch_size, anchor=None):
   return Case(name, make_step, params, batch, frozen, anchor)
 
 
-def classifier(model, dtype='float32', image_size=0):
+def classifier(model, image_size=None, dtype='float32'):
   """The `studies.base.Parts` of ten classes of images, in shapes.
 
   Args:
     model: key of `vit.CONFIGS`.
+    image_size: side of the images, in pixels; None for six patches.
     dtype: that it computes in; its parameters are float32.
-    image_size: in pixels; 0 for what it was pretrained on.
   """
   config = images.base()
   config.model.update(name=model, pretrained='none', dtype=dtype)
   config.update(
     head='zeros',
     num_classes=10,
-    image_size=image_size or vit.CONFIGS[model].image_size,
+    image_size=image_size or 6 * vit.CONFIGS[model].patch_size,
     methods={'adamw': base.method('AdamW', optimizer='adamw')},
   )
   return study.shapes(config)
@@ -147,18 +147,16 @@ def make_case(name, model, dtype, batch_size=None, image_size=None):
     return optimizer_case(f'optimizer, {model}, {dtype}', params)
   model = model or 'dinov2_s14'
   batch_size = batch_size or 32
-  image_size = image_size or 6 * vit.CONFIGS[model].patch_size
-  title = (
-    f'train step, {model}, {dtype}, {batch_size} images of {image_size} px'
-  )
-  parts = classifier(model, dtype, image_size)
+  parts = classifier(model, image_size, dtype)
+  side, _, _ = parts.example['image'].shape
+  title = f'{model}, {dtype}, {batch_size} images of {side} px'
   if name == 'train':
-    return train_case(title, parts, nnx.Param, batch_size)
+    return train_case(f'train step, {title}', parts, nnx.Param, batch_size)
   adapted = lora.add(
     parts.model, 8, 16, modules=r'.*\.attn\.(query|value)', rngs=nnx.Rngs(0)
   )
   return train_case(
-    f'LoRA {title}',
+    f'LoRA train step, {title}',
     parts._replace(model=topology.abstract(adapted)),
     nnx.LoRAParam,
     batch_size,
@@ -301,10 +299,9 @@ def measure(programs, num_steps, in_flight=1):
   for i in range(num_steps + 2):
     for method, program in programs.items():
       start = time.perf_counter()
+      step = program.call or program.compiled
       for _ in range(in_flight):
-        carries[method] = (program.call or program.compiled)(
-          *carries[method], *constants[method]
-        )
+        carries[method] = step(*carries[method], *constants[method])
       jax.block_until_ready(carries[method])
       if i > 1:
         seconds[method].append((time.perf_counter() - start) / in_flight)
@@ -362,7 +359,7 @@ def bench_study(config, names, layout, num_steps, in_flight=1):
   )
 
 
-def rows_of(programs, layout, num_steps, in_flight=1):
+def rows_of(programs, layout, num_steps, in_flight):
   """The rows of `{method: Program}`; see `bench`."""
   first = next(iter(programs))
   rows = [
@@ -555,8 +552,7 @@ flags.DEFINE_string('output_dir', 'runs/benchmark', 'For rows and tables.')
 flags.DEFINE_integer(
   'batch_size',
   None,
-  "Of a train step, 32; of a study's, on all devices, its own, and 4096 of a "
-  'topology.',
+  "Of a train step, 32; of a study's, its own, or 4096 on all chips.",
   lower_bound=1,
 )
 flags.DEFINE_list('methods', ['adamw', 'spd_1'], 'Of the study.')
@@ -570,7 +566,7 @@ def _check_flags():
     names = ('case', 'model', 'dtype', 'image_size', 'growth')
     unused |= dict.fromkeys(names, '--config')
     if FLAGS.topology:
-      unused['steps'] = unused['in_flight'] = '--topology'
+      unused |= dict.fromkeys(('steps', 'in_flight'), '--topology')
   else:
     unused['methods'] = 'no --config'
     if FLAGS.growth:

@@ -87,7 +87,7 @@ def kernel_ms(case, method, layout, num_steps):
   programs = {method: benchmark.compile_step(case, method, layout)}
   with tempfile.TemporaryDirectory() as folder:
     with jax.profiler.trace(folder):
-      benchmark.measure(case, programs, num_steps)
+      benchmark.measure(programs, num_steps)
     (path,) = glob.glob(f'{folder}/**/*.xplane.pb', recursive=True)
     data = jax.profiler.ProfileData.from_file(path)
   # It takes two more than it times.

@@ -33,6 +33,7 @@ _OPTIONS = {
 # The keys of a study that the step is made of. Rematerialisation and parts are
 # tried, batch size and layout are flags, and no image is read.
 _READ = (
+  'task',
   'image_size',
   'num_classes',
   'first_block',

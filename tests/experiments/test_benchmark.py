@@ -129,7 +129,7 @@ def test_methods_take_turns_and_go_on_from_where_they_were():
     'b': 3,
   }
   calls.clear()
-  benchmark.measure(case, programs, 1, in_flight=2)
+  benchmark.measure(programs, 1, in_flight=2)
   turns = [(0, 1), (2, 3), (4, 5)]
   assert calls == [(m, i) for turn in turns for m in ('a', 'b') for i in turn]
 

@@ -125,19 +125,20 @@ def test_an_adapted_model_is_its_merged_one(config):
   found = runs.run(config, tuning, 'lora_spd', 0)
   model = nnx.merge(tuning.graphdef, found.params, tuning.frozen)
   merged = lora.merge(model)
+  start = nnx.merge(tuning.graphdef, tuning.pretrained, tuning.frozen)
   batch = next(tuning.sets['val'].batches(8))
   outputs, expected, before = (
     jax.device_get(tuning.task.outputs(one, batch))
-    for one in (
-      merged,
-      model,
-      nnx.merge(tuning.graphdef, tuning.pretrained, tuning.frozen),
-    )
+    for one in (merged, model, start)
   )
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
     outputs,
     expected,
+  )
+  apart = optax.tree.sub(*(nnx.state(m) for m in (merged, lora.merge(start))))
+  assert tuning.deviation(found.params) == pytest.approx(
+    float(optax.tree.norm(apart)), rel=1e-4
   )
   moved = jax.tree.map(lambda a, b: abs(a - b).max(), outputs, before)
   assert max(jax.tree.leaves(moved)) > 1e-3
@@ -150,7 +151,11 @@ def test_an_adapted_model_is_its_merged_one(config):
 def test_lora_misses_its_input_in_training_alone(config, dropout, losses):
   config.methods.lora.lora_dropout = dropout
   tuning = load(config, 'lora')
-  params = jax.tree.map(lambda p: p + 0.1, tuning.pretrained)
+  rng = np.random.default_rng(0)
+  params = jax.tree.map(
+    lambda p: p + 0.1 * rng.normal(size=p.shape).astype(p.dtype),
+    tuning.pretrained,
+  )
   batch = next(tuning.sets['val'].batches(8))
   program = tuning.program(None)
   assert losses == len(
