@@ -85,7 +85,8 @@ def run(config, fine_tuning, save=lambda rows: None):
       done = {}
       for name, method in methods.items():
         label = report.label(method)
-        bar.set_description(f'{label}, seed {seed}: compilation')
+        if method.optimizer:
+          bar.set_description(f'{label}, seed {seed}: compilation')
         if method.average_of:
           tuning, averaged = done[method.average_of]
           result = runs.average(config, tuning, name, averaged)
