@@ -68,6 +68,8 @@ def run(config, fine_tuning, save=lambda rows: None):
   """
   rows = []
   methods = _in_order(config.methods)
+  for method in methods.values():
+    runs.adapt(fine_tuning, method, 0)  # refuses one before others have run
   wanted = {m.starts_from for m in methods.values()}
   wanted |= {m.average_of for m in methods.values()}
   trained = sum(bool(method.optimizer) for method in methods.values())
