@@ -1,4 +1,4 @@
-"""What stands between the pretrained model and the fine-tuned one."""
+"""Averages of the pretrained params and the fine-tuned ones."""
 
 import jax
 

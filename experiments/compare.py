@@ -68,6 +68,8 @@ def run(config, fine_tuning, save=lambda rows: None):
   """
   rows = []
   methods = _in_order(config.methods)
+  for method in methods.values():
+    runs.adapt(fine_tuning, method, 0)  # refuses one before others have run
   wanted = {m.starts_from for m in methods.values()}
   wanted |= {m.average_of for m in methods.values()}
   trained = sum(bool(method.optimizer) for method in methods.values())
@@ -85,7 +87,8 @@ def run(config, fine_tuning, save=lambda rows: None):
       done = {}
       for name, method in methods.items():
         label = report.label(method)
-        bar.set_description(f'{label}, seed {seed}: compilation')
+        if method.optimizer:
+          bar.set_description(f'{label}, seed {seed}: compilation')
         if method.average_of:
           tuning, averaged = done[method.average_of]
           result = runs.average(config, tuning, name, averaged)

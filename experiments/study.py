@@ -2,6 +2,7 @@
 
 import functools
 import math
+import re
 
 from flax import nnx
 
@@ -226,6 +227,13 @@ def _check_method(config, name, method):
       raise ValueError(
         f'config.{key}.{part} is {value}; it is from {low} to {high}.'
       )
+  try:
+    re.compile(method.lora_modules)
+  except re.error as error:
+    raise ValueError(
+      f'config.{key}.lora_modules is {method.lora_modules!r}, which is no '
+      f'regular expression: {error}.'
+    ) from error
   if not 0 <= method.lora_dropout < 1:
     raise ValueError(
       f'config.{key}.lora_dropout is {method.lora_dropout}; it is 0 or more, '

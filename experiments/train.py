@@ -48,7 +48,7 @@ class State(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-  """What is compiled into a step: what two steps share, they share this.
+  """What is compiled into a train step; hashable, and equal ones share it.
 
   Attributes:
     graphdef: of the model.

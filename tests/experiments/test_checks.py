@@ -213,6 +213,7 @@ def test_workers_that_have_nothing_to_read(tmp_path):
     ('methods.wise_ft.alpha', 1.5, 'is from 0 to 1'),
     ('methods.lora.lora', -1, 'is from 0 to inf'),
     ('methods.lora.lora_dropout', 1.0, '0 or more, below 1'),
+    ('methods.lora.lora_modules', '(', 'is no regular expression: missing'),
     ('methods.lora.anchor', 'x', 'it must be one of start, origin'),
   ],
 )

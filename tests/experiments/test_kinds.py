@@ -113,6 +113,15 @@ def test_a_study_and_its_runs_have_the_same_rows(config, capsys):
   np.testing.assert_allclose(after, whole['deviation'], rtol=1e-3)
 
 
+def test_lora_of_nothing_is_refused_before_anything_is_trained(config):
+  config.methods.lora_spd.lora_modules = 'nothing'
+  fine_tuning = study.load(config, study.check(config), cli.progress)
+  saved = []
+  with pytest.raises(ValueError, match="'nothing' matches no whole path of th"):
+    compare.run(config, fine_tuning, saved.append)
+  assert not saved
+
+
 def test_an_adapted_model_is_its_merged_one(config):
   """And SPD has no anchor for its factors, but for the new head."""
   tuning = load(config, 'lora_spd')
