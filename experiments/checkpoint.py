@@ -52,7 +52,8 @@ class Checkpoints:
 
     Args:
       folder: of this run alone.
-      run: a dict: its config and what tells it from others.
+      run: a dict: its config and what tells it from others. None, to read
+        only, for whatever run it is of.
       keep: how many of the last ones to keep, beside the best.
       read_only: to leave everything as it is; the folder exists.
 
@@ -61,7 +62,7 @@ class Checkpoints:
       ValueError: it holds something else, or checkpoints of another run.
     """
     self._folder = pathlib.Path(folder).absolute()
-    self._run = _plain(run)
+    self._run = None if run is None else _plain(run)
     self._keep = keep
     self._best_step = None
     self._noticed = False
@@ -77,7 +78,7 @@ class Checkpoints:
       self._folder.mkdir(parents=True, exist_ok=True)
     # Nothing is cleaned up before it is known whose it is.
     self._manager = self._open(read_only=True)
-    if self.last_step is not None:
+    if run is not None and self.last_step is not None:
       self._check_same(self.last_step)
     if read_only:
       return
@@ -115,6 +116,10 @@ class Checkpoints:
   def about(self, step):
     """The `About` of a checkpoint."""
     return About(**self._read(step, 'run', ocp.args.JsonRestore())['about'])
+
+  def run(self, step):
+    """The run that a checkpoint is of, a flat dict: `{'model.name': ...}`."""
+    return self._read(step, 'run', ocp.args.JsonRestore())['run']
 
   def begin(self, step):
     """Says that the run starts after a step: from now on it can be stopped."""
@@ -156,6 +161,37 @@ class Checkpoints:
       for i in range(step)
     ]
     return type(like)(**state), history, about
+
+  def eval_params(self, step):
+    """Reads the params that were evaluated after a step, and nothing else.
+
+    Args:
+      step: of a checkpoint of an `nnx.State`.
+
+    Returns:
+      `{path: NumPy array}`, a path like `('head', 'kernel')`, all strings.
+
+    Raises:
+      ValueError: it cannot be read.
+    """
+
+    def read():
+      found = self._manager.item_metadata(step)['state'].tree
+      name = 'params' if found['average'] is None else 'average'
+      item = {name: found[name]}
+      args = ocp.args.PyTreeRestore(
+        item,
+        restore_args=jax.tree.map(
+          lambda _: ocp.RestoreArgs(restore_type=np.ndarray), item
+        ),
+        partial_restore=True,
+      )
+      with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        folder = self._folder / str(step) / 'state'
+        return reader.restore(folder, args=args)[name]
+
+    flat = ocp.tree.to_flat_dict(self._try_to_read(step, read))
+    return {path[:-1]: array for path, array in flat.items()}  # less 'value'
 
   def save(self, state, history, about):
     """Starts to write a checkpoint; the arguments are what `restore` returns.
@@ -260,7 +296,7 @@ class Checkpoints:
       )
 
   def _check_same(self, step):
-    theirs = self._read(step, 'run', ocp.args.JsonRestore())['run']
+    theirs = self.run(step)
     differ = [
       f'{key} was {theirs.get(key)!r}, now {self._run.get(key)!r}'
       for key in sorted(theirs.keys() | self._run.keys())

@@ -10,6 +10,7 @@ to config.output_dir/METHOD_SEED; `python -m experiments.report` prints the
 table of the rows of several runs.
 """
 
+import json
 import os
 import sys
 
@@ -27,6 +28,7 @@ from experiments import (
   train,
 )
 
+CLASSES = 'classes.json'  # in a run's folder: the names, a list
 _AGAIN = (
   'Start all of them again with the same commands: they go on from the last '
   'checkpoint.'
@@ -58,6 +60,9 @@ def run(config, name, seed):
   method = config.methods[name]
   folder = runs.folder(config, name, seed)
   cli.check_output(folder)
+  class_names = getattr(sources['train'], 'class_names', None)
+  if class_names and jax.process_index() == 0:
+    (folder / runs.CLASSES).write_text(json.dumps(class_names), 'utf-8')
   saved = runs.checkpoints(config, name, seed) if method.optimizer else None
   if method.starts_from:
     runs.chosen_step(config, method.starts_from, seed)

@@ -17,6 +17,8 @@ from experiments import (
 )
 from experiments.models import lora
 
+CLASSES = 'classes.json'  # in a run's folder, the names of its classes
+
 
 def adapt(fine_tuning, method, seed):
   """What a method trains: where it says so, LoRA and a new head alone.

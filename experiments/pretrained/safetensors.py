@@ -26,7 +26,7 @@ _INDEX = 'model.safetensors.index.json'
 _WEIGHTS = ('model.safetensors', _INDEX)
 _OPEN_CLIP_WEIGHTS = ('open_clip_model.safetensors',)
 _SHARDS = 'model-*-of-*.safetensors'
-_SMALL_FILES = (*config_files.NAMES, 'tokenizer.json')
+_SMALL_FILES = (*config_files.NAMES, config_files.HEAD, 'tokenizer.json')
 _DTYPES = ('F64', 'F32', 'F16', 'BF16')
 _CONVERT = (
   'a pickle such as pytorch_model.bin is never loaded; where torch and '
@@ -125,6 +125,78 @@ def load_text(config, source):
   scale = math.exp(tree.pop('logit_scale'))
   text = params.with_params(lambda: _build(config), tree)
   return text, _load_tokenizer(_folder(path), config), scale
+
+
+def check_head(source, class_names):
+  """Refuses a checkpoint whose head is not of these classes.
+
+  Args:
+    source: as for `load_vit_params`.
+    class_names: of the labels; the head's may be in another order.
+
+  Returns:
+    The labels of the head, one for each of `class_names`.
+
+  Raises:
+    FileNotFoundError: as `load_vit_params`.
+    ValueError: its config.json is damaged, or names other classes.
+  """
+  file = _folder(_local(source, _SMALL_FILES)) / config_files.CONFIG
+  given = config_files.read_json(file) if file.exists() else {}
+  labels = {name: int(i) for i, name in (given.get('id2label') or {}).items()}
+  if labels.keys() != set(class_names):
+    differ = ', '.join(map(repr, sorted(labels.keys() ^ set(class_names))[:5]))
+    raise ValueError(
+      f'{source}: config.head is pretrained, but the {len(labels)} classes of '
+      f'its config.json are not the {len(class_names)} of the study; they '
+      f'differ in {differ}. Take another head, such as linear_probe.'
+    )
+  return [labels[name] for name in class_names]
+
+
+def load_head(source, class_names):
+  """Reads the head of a checkpoint, such as experiments.export writes it.
+
+  Args:
+    source: as for `load_vit_params`.
+    class_names: as for `check_head`.
+
+  Returns:
+    kernel: [F, C] float32, of the class token's features.
+    bias: [C].
+    unit_features: as `heads.Classifier` has it.
+
+  Raises:
+    As `check_head`; and ValueError: there is no head, or one of other features.
+  """
+  labels = check_head(source, class_names)
+  path = _with_weights(source)
+  head, file = (
+    _folder(path) / config_files.HEAD,
+    _folder(path) / config_files.CONFIG,
+  )
+  tensors = {
+    whole: opened
+    for opened, whole in _open(head if head.exists() else path).values()
+  }
+  if not {'classifier.weight', 'classifier.bias'} <= tensors.keys():
+    raise ValueError(
+      f'{source}: config.head is pretrained, but it has no classifier.weight '
+      'and classifier.bias; take another head, such as linear_probe.'
+    )
+  weight, bias = (
+    np.asarray(_read(tensors[name], name), np.float32)[labels]
+    for name in ('classifier.weight', 'classifier.bias')
+  )
+  given = config_files.read_json(file)
+  if given.get('model_type') == 'dinov2':
+    weight, of_patches = np.split(weight, 2, axis=1)
+    if of_patches.any():
+      raise ValueError(
+        f'{source}: its head sees the mean of the patches too, here it is of '
+        'the class token alone; take another head, such as linear_probe.'
+      )
+  return weight.T, bias, bool(given.get(config_files.UNIT_FEATURES))
 
 
 def _load_tokenizer(folder, config):

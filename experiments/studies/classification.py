@@ -18,7 +18,7 @@ from experiments.pretrained import load as pretrained
 from experiments.studies import base
 from experiments.tasks import classification
 
-HEADS = ('linear_probe', 'zero_shot', 'zeros')
+HEADS = ('linear_probe', 'zero_shot', 'pretrained', 'zeros')
 FILES = ('prompts', 'class_names')
 _WORDNET_ID = re.compile(r'n\d{8}')
 
@@ -38,6 +38,8 @@ def check(config):
   _check_classes(config, opened, len(class_names))
   if config.head == 'zero_shot':
     _check_texts(config, class_names)
+  if config.head == 'pretrained':
+    pretrained.check_head(config.model.pretrained, class_names)
   text = _text_config(config) if config.head == 'zero_shot' else None
   pretrained.check(_model_config(config), config.model.pretrained, text)
   return opened
@@ -110,7 +112,7 @@ def _parts(config, task, model, sets):
 
 
 def load_model(config, class_names):
-  """The pretrained model; its head is zero-shot, or zero so far.
+  """The pretrained model; its head is so too, zero-shot, or zero so far.
 
   Args:
     config: a study that `check` accepted.
@@ -138,6 +140,10 @@ def load_model(config, class_names):
     model.head.kernel[...] = clip.zero_shot_head(
       text, tokenizer, names, prompts, scale
     )
+  if config.head == 'pretrained':
+    kernel, bias, unit_features = pretrained.load_head(source, class_names)
+    model.head.kernel[...], model.head.bias[...] = kernel, bias
+    model.unit_features = unit_features
   return model
 
 

@@ -5,20 +5,27 @@ From the repository's root, with the extra `reference` installed:
   python tests/experiments/pretrained/make_reference.py
 
 Each folder is what transformers, timm or open_clip save, and outputs.npz with
-inputs and outputs, computed in float64. The tests need none of the three, nor
-torch.
+inputs and outputs, computed in float64. Those in `exports/` are what
+`experiments.pretrained.save` writes, with what transformers and PEFT make of
+it. The tests need none of the four, nor torch.
 """
 
 import functools
 import pathlib
+import shutil
 
 import numpy as np
 import open_clip
+import peft
 import timm
 import tokenizers
 import torch
 import transformers
 from open_clip.push_to_hf_hub import save_for_hf
+from safetensors.torch import load_file
+
+from experiments.pretrained import save
+from tests.experiments.pretrained import exports
 
 FOLDER = pathlib.Path(__file__).parent / 'reference'
 GRID, PATCH = 5, 4
@@ -40,6 +47,14 @@ IMAGES = {'image_size': GRID * PATCH, 'patch_size': PATCH}
 IMAGENET = {
   'image_mean': timm.data.IMAGENET_DEFAULT_MEAN,
   'image_std': timm.data.IMAGENET_DEFAULT_STD,
+}
+
+# What reads an export, and what the adapters are put on.
+EXPORTED = {
+  'clip': (transformers.CLIPVisionModelWithProjection, transformers.CLIPModel),
+  'vit': (transformers.ViTForImageClassification,) * 2,
+  'deit': (transformers.DeiTForImageClassification,) * 2,
+  'dinov2': (transformers.Dinov2ForImageClassification,) * 2,
 }
 
 
@@ -67,6 +82,8 @@ def main():
   ):
     write_timm(name, architecture)
   write_open_clip()
+  for name in exports.NAMES:
+    write_export(name)
 
 
 def write_clip():
@@ -150,6 +167,60 @@ def write_open_clip():
 
   write('open_clip', model, save, wide=False, features=model.encode_image)
   write_texts('open_clip', tokenizer, model.encode_text)
+
+
+def write_export(name):
+  """Of a model with LoRA: merged, and the adapters for PEFT."""
+  folder = FOLDER / 'exports' / name
+  shutil.rmtree(folder, ignore_errors=True)
+  base = FOLDER / name
+  model = exports.adapted(base)
+  about = exports.CLASS_NAMES, exports.IMAGE_SIZE
+  save.write(folder / 'merged', save.merged(model, *about), {})
+  save.write(folder / 'peft', save.peft(model, *about, base=name), {})
+  merged_type, base_type = EXPORTED[name]
+  merged, loading = merged_type.from_pretrained(
+    folder / 'merged', output_loading_info=True
+  )
+  assert not any(loading.values()), loading
+  labels = {} if name == 'clip' else {'num_labels': len(exports.CLASS_NAMES)}
+  adapted = peft.PeftModel.from_pretrained(
+    base_type.from_pretrained(base, **labels, ignore_mismatched_sizes=True),
+    folder / 'peft',
+  )
+  processor = transformers.AutoImageProcessor.from_pretrained(folder / 'merged')
+  rng = np.random.default_rng(0)
+  images = rng.integers(0, 256, (2, 30, 24, 3), np.uint8)
+  pixels = processor(images=list(images), return_tensors='pt').pixel_values
+  outputs = {}
+  for key, model in (('merged', merged), ('peft', adapted)):
+    model.eval().double()
+    with torch.no_grad():
+      if name == 'clip':
+        logits = clip_logits(model, pixels.double(), folder / key)
+      else:
+        logits = model(pixels.double()).logits
+    outputs[key] = logits.numpy().astype(np.float32)
+  np.savez_compressed(
+    folder / 'outputs.npz',
+    images=images,
+    pixels=pixels.numpy().transpose(0, 2, 3, 1),
+    class_names=list(merged.config.id2label.values()),
+    **outputs,
+  )
+
+
+def clip_logits(model, pixels, folder):
+  if isinstance(model, peft.PeftModel):
+    features = model.get_image_features(pixels).pooler_output
+  else:
+    features = model(pixels).image_embeds
+  head = load_file(folder / 'head.safetensors')
+  weight, bias = (
+    head[f'classifier.{key}'].double() for key in ('weight', 'bias')
+  )
+  functional = torch.nn.functional
+  return functional.linear(functional.normalize(features), weight, bias)
 
 
 def vocabulary():
