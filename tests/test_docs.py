@@ -97,7 +97,9 @@ def table(page, title):
   return [cells[0], *cells[2:]]  # without the rule
 
 
-@pytest.mark.parametrize('name', ['elpv', 'pacs_photo', 'pacs_art_painting'])
+@pytest.mark.parametrize(
+  'name', ['elpv', 'elpv_lora', 'pacs_photo', 'pacs_art_painting']
+)
 def test_tables_are_those_of_the_rows(name):
   rows = report.read_jsonl(RESULTS / f'{name}.jsonl')
   page = (ROOT / 'experiments/README.md').read_text()
