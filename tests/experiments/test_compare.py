@@ -91,7 +91,11 @@ def test_the_study_end_to_end(tmp_path, capsys, full):
     ({'model.dtype': 'float16'}, {}, 'must be one of float32, bfloat16'),
     ({'model.scan': True}, {}, 'set config.first_block to 0'),
     ({'model.drop_path': 1.0}, {}, r'drop_path is 1\.0; a rate is in'),
-    ({'head': 'random'}, {}, 'must be one of linear_probe, zero_shot, zeros'),
+    (
+      {'head': 'random'},
+      {},
+      'must be one of linear_probe, zero_shot, pretrained, zeros',
+    ),
     ({'head': 'zero_shot'}, {}, 'dinov2_s14 has no text tower'),
     ({'metrics': ('f1',)}, {}, "metrics is 'f1'; it must be one of accuracy"),
     ({'mixup': 0.8}, {}, r'mixup is 0\.8, but .*first_block = 8'),
