@@ -21,7 +21,7 @@ def sentence(config=_TINY, change=None):
     kernel = (blocks if config.scan else blocks[0])['mlp']['fc1']['kernel']
     kernel[...] = change(kernel[...])
   with pytest.raises(FloatingPointError) as caught:
-    tuning.run(test_train.METHOD, test_train.strength(), 0)
+    tuning.run(test_train.METHOD, test_train.hyperparams(), 0)
   return str(caught.value)
 
 
@@ -58,13 +58,13 @@ def test_one_batch_that_is_not_finite():
     for i, batch in enumerate(whole(seed, start)):
       yield {
         **batch,
-        'image': batch['image'] * np.float16(np.inf if i == 2 else 1),
+        'hidden': batch['hidden'] * np.float16(np.inf if i == 2 else 1),
       }
 
   tuning = dataclasses.replace(tuning, train=train)
   message = r'is nan at step 3, .*; its batch is not finite\. Lower'
   with pytest.raises(FloatingPointError, match=message):
-    tuning.run(test_train.METHOD, test_train.strength(), 0)
+    tuning.run(test_train.METHOD, test_train.hyperparams(), 0)
 
 
 def test_what_is_minus_infinity_on_purpose_is_no_fault():
