@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import pathlib
 
+import jax
 from flax import nnx
 
 from experiments import (
@@ -112,13 +113,21 @@ def average(config, tuning, name, run):
 
 
 def row(config, tuning, name, seed, run):
-  """What a table has of a `train.Run`: see `compare.run`."""
+  """What a table has of a `train.Run`: see `compare.run`.
+
+  Of LoRA it has the `models.lora.factors` too.
+  """
+  factors = _factors(tuning.pretrained, run.params)
   return {
     'method': name,
     'label': report.label(config.methods[name]),
     'seed': seed,
     **tuning.describe(run),
+    **{key: float(value) for key, value in factors.items()},
   }
+
+
+_factors = jax.jit(lora.factors)
 
 
 def provenance(config, title):
