@@ -115,8 +115,17 @@ def average(config, tuning, name, run):
 def row(config, tuning, name, seed, run):
   """What a table has of a `train.Run`: see `compare.run`.
 
-  Of LoRA it has the `models.lora.factors` too.
+  Of LoRA it has the `models.lora.factors` too. Where the kind of the study has a
+  `draw`, its picture is written on the way.
   """
+  if draw := getattr(study.kind(config), 'draw', None):
+    figure = draw(config, tuning, run.params)
+    if jax.process_index() == 0:
+      pictures = pathlib.Path(config.output_dir, 'pictures')
+      pictures.mkdir(parents=True, exist_ok=True)
+      label = report.label(config.methods[name])
+      figure.suptitle(f'{config.title}\n{label}, seed {seed}')
+      figure.savefig(pictures / f'{name}_{seed}.png', dpi=100)
   factors = _factors(tuning.pretrained, run.params)
   return {
     'method': name,

@@ -5,8 +5,9 @@ int32}`, or a `text.Example`; `class_names` is a tuple; `labels` [N] int32 and
 `names`, of the files, are None where they cannot be known without reading
 everything; `ids` is a list of strings, made when it is asked for, that tell
 which example of what lies on disk each one is, by whatever path and however it
-is changed. It can be pickled, and no image is read until it is asked for. A
-source may have `groups` [N]: examples of the same number belong together.
+is changed. It can be pickled, and no image is read until it is asked for.
+Sources of `masks` have a mask in the place of the label, and `sizes`. A source
+may have `groups` [N]: examples of the same number belong together.
 """
 
 import functools
@@ -20,6 +21,7 @@ from experiments.data import (
   elpv,
   folders,
   images,
+  masks,
   text,
   tfds,
   vader,
@@ -30,6 +32,9 @@ _KINDS = {
   'folder': folders.open_folder,
   'list': folders.open_list,
   'elpv': elpv.open_elpv,
+  'masks': masks.open_masks,
+  'camvid': masks.open_camvid,
+  'pascal_context': masks.open_pascal_context,
   'questions': text.open_questions,
   'vader': vader.open_vader,
 }
@@ -45,6 +50,10 @@ def open_source(spec, data_dir):
         'folder': `folders.open_folder`, with path and classes,
         'list': `folders.open_list`, with path, root and classes,
         'elpv': `elpv.open_elpv`, with split,
+        'masks': `masks.open_masks`, with path, masks, classes and void,
+        'camvid': `masks.open_camvid`, with path, split and sequences,
+        'pascal_context': `masks.open_pascal_context`, with path, split and
+          classes,
         'questions': `text.open_questions`, with path and without,
         'vader': `vader.open_vader`, with name and margin;
       and of any kind, in this order,
@@ -160,6 +169,8 @@ class Rows:
     groups = getattr(source, 'groups', None)
     self.groups = None if groups is None else groups[rows]
     self.names = source.names and tuple(source.names[row] for row in rows)
+    if hasattr(source, 'sizes'):
+      self.sizes = source.sizes[rows]
     self._source, self._rows = source, rows
 
   @property
@@ -180,6 +191,8 @@ class Mapped:
   def __init__(self, source, function):
     self.class_names = source.class_names
     self.labels, self.names = source.labels, source.names
+    if hasattr(source, 'sizes'):
+      self.sizes = source.sizes
     self._source, self._function = source, function
 
   @property
