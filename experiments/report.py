@@ -58,9 +58,9 @@ def columns(rows, means):
   Returns:
     `{column: row -> value}`.
   """
-  found = rows[0]['metrics']
-  first, *others = [name for name in found if name != 'val']
-  every = list(found[first])
+  by_set = rows[0]['metrics']
+  first, *others = [name for name in by_set if name != 'val']
+  every = list(by_set[first])
   table = {'method': lambda row: row['label']}
 
   def add(title, value, metrics):
@@ -175,13 +175,13 @@ def table(rows, means):
     rows: of a study.
     means: as `columns` takes them.
   """
-  shown = columns(rows, means)
-  lines = [list(shown)]
+  titles = columns(rows, means)
+  lines = [list(titles)]
   for group_rows in group(rows):
     lines.append(
       [
         _cell(name, [get(row) for row in group_rows])
-        for name, get in shown.items()
+        for name, get in titles.items()
       ]
     )
   return markdown(lines)
@@ -253,9 +253,9 @@ def plot_plane(rows, means, path, title):
     path: of the picture.
     title: above it.
   """
-  found = rows[0]['metrics']
-  id_set, *others = [name for name in found if name != 'val']
-  metric = next(iter(found[id_set]))
+  by_set = rows[0]['metrics']
+  id_set, *others = [name for name in by_set if name != 'val']
+  metric = next(iter(by_set[id_set]))
   ood, set_names = next(iter(means.items()), (', '.join(others), others))
   figure = empty_figure(9.6, 5.6)
   axes = figure.subplots()
