@@ -168,20 +168,22 @@ def _cell(name, values):
   return f'{mean:.3f}{spread}'
 
 
-def table(rows, means):
+def table(rows, means, titles=None):
   """A Markdown table, a line a method: means over seeds, ± one deviation.
 
   Args:
     rows: of a study.
     means: as `columns` takes them.
+    titles: of the columns; None for all.
   """
-  titles = columns(rows, means)
-  lines = [list(titles)]
+  values = columns(rows, means)
+  titles = titles or list(values)
+  lines = [titles]
   for group_rows in group(rows):
     lines.append(
       [
-        _cell(name, [get(row) for row in group_rows])
-        for name, get in titles.items()
+        _cell(title, [values[title](row) for row in group_rows])
+        for title in titles
       ]
     )
   return markdown(lines)
