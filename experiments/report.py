@@ -52,7 +52,7 @@ def columns(rows, means):
   first metric of the other sets.
 
   Args:
-    rows: of a study, as `compare.run` makes them.
+    rows: of a study, as `compare.run` describes them.
     means: `{name: the sets to average}`.
 
   Returns:
@@ -249,6 +249,8 @@ def empty_figure(width, height):
 def plot_plane(rows, means, path, title):
   """ID against OOD: a point a method, its seeds in faint.
 
+  Where no set is OOD, ID against the distance.
+
   Args:
     rows: of a study.
     means: as `columns` takes them; the first one is drawn, or all OOD sets'.
@@ -259,18 +261,21 @@ def plot_plane(rows, means, path, title):
   id_set, *others = [name for name in by_set if name != 'val']
   metric = next(iter(by_set[id_set]))
   ood, set_names = next(iter(means.items()), (', '.join(others), others))
+  x, y = _value(id_set, metric), _mean(set_names, metric)
+  y_label = f'{ood} {_TITLES.get(metric, metric)} (higher is better)'
+  if not others:
+    y, y_label = operator.itemgetter('deviation'), '‖θ-θ₀‖'
   figure = empty_figure(9.6, 5.6)
   axes = figure.subplots()
   for i, group_rows in enumerate(group(rows)):
     label = group_rows[0]['label']
-    x, y = _value(id_set, metric), _mean(set_names, metric)
     points = np.array([(x(row), y(row)) for row in group_rows])
     style = _style(i)
     if len(points) > 1:
       axes.scatter(*points.T, s=30, alpha=0.3, linewidths=0, **style)
     axes.scatter(*points.mean(0), s=130, label=label, zorder=3, **style)
   axes.set_xlabel(f'{id_set} {_TITLES.get(metric, metric)} (higher is better)')
-  axes.set_ylabel(f'{ood} {_TITLES.get(metric, metric)} (higher is better)')
+  axes.set_ylabel(y_label)
   figure.suptitle(title)
   axes.grid(alpha=0.3)
   figure.legend(loc='outside right center')
