@@ -94,7 +94,7 @@ def greedy_from(model, prompt, max_new_tokens, end):
 
 
 def beam(model, ids_BxT, lengths_B, max_new_tokens, end, num_beams):
-  """The likeliest of the texts that a beam search finds, by mean log-probability.
+  """The text that a beam search finds, of the largest mean log-probability.
 
   As transformers 5 searches with its defaults, length_penalty=1 and
   early_stopping=False: the best J texts that go on and the best J that have
