@@ -9,10 +9,18 @@ from flax import nnx
 from experiments import cache, checks, optimizers, parallel, train
 from experiments.configs import base
 from experiments.data import pipeline
-from experiments.studies import classification, segmentation
+from experiments.studies import (
+  classification,
+  multiple_choice,
+  segmentation,
+)
 
 # By `config.task`: modules as `studies.base` describes them.
-KINDS = {'classification': classification, 'segmentation': segmentation}
+KINDS = {
+  'classification': classification,
+  'multiple_choice': multiple_choice,
+  'segmentation': segmentation,
+}
 
 
 def kind(config):
