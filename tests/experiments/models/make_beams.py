@@ -33,19 +33,19 @@ def main():
       param.add_(torch.randn_like(param) * 0.25)
   ids = np.random.default_rng(0).integers(2, 50, (len(LENGTHS), 7))
   found = {}
-  for number in (1, 5, 12):
+  for number, num_beams in ((1, 4), (5, 4), (12, 4), (12, 2)):
     rows = []
     for row, length in zip(ids, LENGTHS, strict=True):
       text = model.generate(
         torch.tensor(row[None, :length]),
         attention_mask=torch.ones(1, length, dtype=torch.long),
-        num_beams=4,
+        num_beams=num_beams,
         do_sample=False,
         max_new_tokens=number,
         pad_token_id=END,
       )[0, length:].tolist()
       rows.append(text + [END] * (number - len(text)))
-    found[f'beams_{number}'] = np.array(rows, np.int32)
+    found[f'beams_{number}_{num_beams}'] = np.array(rows, np.int32)
   params = {k: v.numpy() for k, v in model.state_dict().items()}
   np.savez_compressed(
     pathlib.Path(__file__).with_name('beams.npz'),

@@ -114,14 +114,16 @@ def transformers_model(arrays):
   return model
 
 
-@pytest.mark.parametrize('number', [1, 5, 12])
-def test_beams_are_those_of_transformers(number):
+@pytest.mark.parametrize(
+  ('number', 'num_beams'), [(1, 4), (5, 4), (12, 4), (12, 2)]
+)
+def test_beams_are_those_of_transformers(number, num_beams):
   with np.load(pathlib.Path(__file__).with_name('beams.npz')) as arrays:
     arrays = dict(arrays)
   model = transformers_model(arrays)
   ids, lengths = arrays['ids'], arrays['lengths']
-  expected = arrays[f'beams_{number}']
+  expected = arrays[f'beams_{number}_{num_beams}']
   if number == 12:
     assert 0 < (expected == END).mean() < 1
-  found = generate.beam(model, ids, lengths, number, END, 4)
+  found = generate.beam(model, ids, lengths, number, END, num_beams)
   assert found.tolist() == expected.tolist()
