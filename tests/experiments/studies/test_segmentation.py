@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from experiments import cli, compare, optimizers, runs, study
+from experiments.configs import camvid
 from experiments.data import dense
 from experiments.models import segmenter, swin
 from experiments.studies import segmentation
@@ -120,6 +121,17 @@ def test_a_picture_of_every_set(config):
   assert abs(agree - accuracy['pixel_accuracy']) < 0.25
   legend = [text.get_text() for text in figure.legends[0].get_texts()]
   assert legend == ['dark', 'middle', 'bright', 'void']
+
+
+def test_which_of_many_sets_are_drawn():
+  config = camvid.get_config()
+  assert segmentation._shown(list(config.eval_sets)) == [
+    *('Seq05VD', 'dusk', 'fog 3', 'defocus_blur 3'),
+    *('gaussian_noise 3', 'brightness 3'),
+  ]
+  for number in range(7):
+    names = list('abcdef'[:number])
+    assert segmentation._shown(names) == names
 
 
 def test_images_of_several_sizes(config, tmp_path, noise):
