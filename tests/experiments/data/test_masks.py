@@ -147,6 +147,15 @@ def test_all_that_is_wrong_is_told_at_once(tmp_path):
   assert len(lines) == 7
 
 
+def test_masks_of_nothing_but_void(tmp_path):
+  pair(tmp_path, 'a', np.full((2, 4), 255))
+  pair(tmp_path, 'b', np.full((3, 5), 255))
+  with pytest.raises(
+    ValueError, match='every pixel of its 2 masks is void; th'
+  ):
+    open_them(tmp_path)
+
+
 def test_masks_without_an_image_are_counted(tmp_path, caplog):
   pair(tmp_path, 'a')
   write(tmp_path, 'masks/b.png', grey(IDS))
