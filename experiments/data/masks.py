@@ -220,11 +220,9 @@ class MaskFiles:
   def __getitem__(self, index):
     file = self.folder / self.names[index]
     ids = read_ids(self.folder / self.masks[index])
-    classes = ids - self.of.first
-    void = (ids == self.of.void) | (classes < 0)
     return {
       'image': images.decode(file.read_bytes(), file),
-      'mask': np.where(void, VOID, classes),
+      'mask': np.where(ids == self.of.void, VOID, ids - self.of.first),
     }
 
   @property
@@ -309,7 +307,7 @@ def _look(root, ids, pair):
     height, width = values.shape
     problem = f'{height} x {width} pixels, its image {size[0]} x {size[1]}'
     return None, f'{mask}: it has {problem}', False
-  beyond = (values < 0) | (values >= ids.first + ids.num_classes)
+  beyond = (values < ids.first) | (values >= ids.first + ids.num_classes)
   if (beyond := values[beyond & (values != ids.void)]).size:
     problem = f'it has the id {beyond.min()}; there are {ids}'
     return None, f'{mask}: {problem}', False
