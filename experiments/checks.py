@@ -121,7 +121,7 @@ METHOD_RULES = (
     'set config.{method}.train to all',
   ),
   (
-    ('lora_alpha', 'lora_dropout', 'lora_modules'),
+    ('lora_kind', 'lora_alpha', 'lora_dropout', 'lora_modules'),
     lambda m: m.lora,
     'there is no LoRA',
     'set config.{method}.lora',

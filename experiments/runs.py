@@ -71,6 +71,7 @@ def adapt_model(model, trained, method, seed):
     modules=method.lora_modules,
     within=trained,
     dropout=method.lora_dropout,
+    kind=method.lora_kind,
     rngs=nnx.Rngs(seed),
   )
   return model, nnx.Any(nnx.LoRAParam, lambda path, _: path[0] == 'head')

@@ -9,6 +9,7 @@ from flax import nnx
 from experiments import cache, checks, optimizers, parallel, train
 from experiments.configs import base
 from experiments.data import pipeline
+from experiments.models import lora
 from experiments.studies import (
   classification,
   multiple_choice,
@@ -221,6 +222,7 @@ def _check_method(config, name, method):
     checks.one_of(f'{key}.optimizer', method.optimizer, optimizers.OPTIMIZERS)
     checks.one_of(f'{key}.train', method.train, optimizers.TRAINED)
     checks.one_of(f'{key}.anchor', method.anchor, optimizers.ANCHORS)
+    checks.one_of(f'{key}.lora_kind', method.lora_kind, lora.KINDS)
   for part, low, high in (
     ('rate', 0, math.inf),
     ('weight_decay', 0, math.inf),
@@ -255,7 +257,7 @@ def _check_method(config, name, method):
       'another run itself; name one that starts from theta_0.'
     )
   origin = config.methods.get(method.starts_from, method)
-  for part in ('lora', 'lora_alpha', 'lora_modules'):
+  for part in ('lora', 'lora_kind', 'lora_alpha', 'lora_modules'):
     if method[part] != origin[part]:
       raise ValueError(
         f'config.{key}.{part} is {method[part]!r}, and it starts from '

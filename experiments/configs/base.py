@@ -125,6 +125,7 @@ def method(label, **changes):
       'layer_decay': 1.0,  # rate of a block as a share of the next one's
       'starts_from': '',  # another method, and anchors there; '' for theta_0
       'lora': 0,  # rank of LoRA; then it and a new head are all that is trained
+      'lora_kind': 'lora',  # or a 'parallel' or 'series' adapter of that width
       'lora_alpha': 16.0,  # the product B A counts alpha / rank times
       'lora_dropout': 0.0,  # share of its input that it misses in training
       'lora_modules': r'.*\.attn\.(query|value)',  # regular expression

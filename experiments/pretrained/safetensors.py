@@ -26,7 +26,12 @@ _INDEX = 'model.safetensors.index.json'
 _WEIGHTS = ('model.safetensors', _INDEX)
 _OPEN_CLIP_WEIGHTS = ('open_clip_model.safetensors',)
 _SHARDS = 'model-*-of-*.safetensors'
-_SMALL_FILES = (*config_files.NAMES, config_files.HEAD, 'tokenizer.json')
+_SMALL_FILES = (
+  *config_files.NAMES,
+  config_files.HEAD,
+  'tokenizer.json',
+  'tokenizer_config.json',
+)
 _DTYPES = ('F64', 'F32', 'F16', 'BF16')
 _CONVERT = (
   'a pickle such as pytorch_model.bin is never loaded; where torch and '
@@ -201,6 +206,63 @@ def load_head(source, class_names):
   return weight.T, bias, bool(given.get(config_files.UNIT_FEATURES))
 
 
+def folder(source):
+  """Where the files beside the weights are; of the hub's only those are sent.
+
+  Args:
+    source: as for `load_vit_params`.
+
+  Returns:
+    A pathlib.Path.
+
+  Raises:
+    FileNotFoundError: there is no such checkpoint, or the hub is out of reach.
+  """
+  return _folder(_local(source, _SMALL_FILES))
+
+
+def read_shapes(source):
+  """Of each tensor one zero, seen as an array of its shape, out of the headers.
+
+  Args:
+    source: as for `load_vit_params`.
+
+  Returns:
+    `{name: array}`; None where the hub has not sent the weights yet.
+
+  Raises:
+    FileNotFoundError, ValueError: as `load_vit_params`.
+  """
+  try:
+    tensors = _open(_local(source, _SMALL_FILES))
+  except FileNotFoundError:
+    if pathlib.Path(source).exists():
+      raise
+    return None
+  return {
+    name: _checked(source, _shape, *tensor) for name, tensor in tensors.items()
+  }
+
+
+def read_tensors(source):
+  """The tensors of a checkpoint by name, each of them read when it is taken.
+
+  Args:
+    source: as for `load_vit_params`.
+
+  Returns:
+    `{name: () -> array}`.
+
+  Raises:
+    FileNotFoundError, ValueError: as `load_vit_params`.
+  """
+  tensors = _open(_with_weights(source))
+  return {
+    name: functools.partial(_checked, source, _read, *tensor)
+    for name, tensor in tensors.items()
+  }
+
+
 def _load_tokenizer(folder, config):
   path = folder / 'tokenizer.json'
   if not path.exists():
@@ -365,18 +427,22 @@ def _assemble(source, config, tensors, read):
     return names.name_of(path, theirs)
 
   def read_one(path, name):
-    file, whole = tensors[name]
-    dtype = file.get_slice(whole).get_dtype()
-    if dtype not in _DTYPES:
-      raise ValueError(
-        f'{source}: {whole} is {dtype}, which is quantised or no weight; what '
-        f'is read is {", ".join(_DTYPES)}.'
-      )
-    return names.layout(path, name, read(file, whole))
+    return names.layout(path, name, _checked(source, read, *tensors[name]))
 
   return params.assemble(
     source, wanted, tensors, name_of, read_one, theirs.ignored
   )
+
+
+def _checked(source, read, file, name):
+  """What `read` makes of a tensor, if that is one of weights."""
+  dtype = file.get_slice(name).get_dtype()
+  if dtype not in _DTYPES:
+    raise ValueError(
+      f'{source}: {name} is {dtype}, which is quantised or no weight; what is '
+      f'read is {", ".join(_DTYPES)}.'
+    )
+  return read(file, name)
 
 
 def _read(file, name):

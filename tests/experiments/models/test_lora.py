@@ -368,3 +368,34 @@ def test_the_factors_are_told_apart():
     'norm_b': pytest.approx(np.sqrt(10 * 0.5**2)),
   }
   assert lora.factors({'head': np.ones(3)}, {'head': np.ones(3)}) == {}
+
+
+@BOTH
+@pytest.mark.parametrize('kind', ['parallel', 'series'])
+def test_adapters(scan, kind):
+  base = classifier(scan)
+  model = lora.add(
+    base, RANK, ALPHA, modules=MODULES, kind=kind, rngs=nnx.Rngs(0)
+  )
+  np.testing.assert_array_equal(logits(model), logits(base))
+  block = jax.tree.map(
+    lambda x: x[1] if scan else x,
+    model.backbone.blocks if scan else model.backbone.blocks[1],
+  )
+  module = block.mlp.fc1  # 16 features in, 24 out
+  features = 16 if kind == 'parallel' else 24
+  assert module.lora_a.shape == (features, RANK)
+  rng = np.random.default_rng(3)
+  b = rng.normal(size=(RANK, 24))
+  module.lora_b[...] = b.astype(np.float32)
+  x = rng.normal(size=(5, 16)).astype(np.float32)
+  y = x @ np.float64(module.base.kernel[...]) + np.float64(
+    module.base.bias[...]
+  )
+  seen = x if kind == 'parallel' else y
+  hidden = np.tanh(seen @ np.float64(module.lora_a[...]))
+  np.testing.assert_allclose(
+    module(x), y + ALPHA / RANK * hidden @ b, rtol=1e-5, atol=1e-5
+  )
+  with pytest.raises(ValueError, match=f'has a {kind} adapter, which is not'):
+    lora.merge(model)

@@ -1,0 +1,102 @@
+"""The tokenizer of a decoder: text -> token ids, and back."""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+import tokenizers
+
+FILE = 'tokenizer.json'
+_CONFIG = 'tokenizer_config.json'
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenizer:
+  """It neither pads nor cuts.
+
+  Attributes:
+    tokens: the `tokenizers.Tokenizer`, whose own start and end are left out.
+    start: the id that texts begin with; None where the model has none.
+    end: the id that texts end with.
+  """
+
+  tokens: Any
+  start: int | None
+  end: int
+
+  def encode(self, text):
+    """The ids of a text, the start among them and the end not."""
+    ids = self.tokens.encode(text, add_special_tokens=False).ids
+    return ids if self.start is None else [self.start, *ids]
+
+  def decode(self, ids):
+    """The text of ids, without special tokens."""
+    return self.tokens.decode(list(ids), skip_special_tokens=True)
+
+  @property
+  def vocab_size(self):
+    """One more than its largest id."""
+    return max(self.tokens.get_vocab().values()) + 1
+
+
+def load(folder):
+  """Reads tokenizer.json, and tokenizer_config.json for start and end.
+
+  Args:
+    folder: a pathlib.Path, that of the checkpoint.
+
+  Raises:
+    FileNotFoundError: one of the two is missing.
+    ValueError: one is damaged, or they do not say what ends a text.
+  """
+  found = {}
+  for name, read in (
+    (FILE, lambda path: tokenizers.Tokenizer.from_file(str(path))),
+    (_CONFIG, lambda path: json.loads(path.read_text('utf-8'))),
+  ):
+    path = pathlib.Path(folder, name)
+    if not path.exists():
+      raise FileNotFoundError(
+        f'{path} is missing: copy it there from where the checkpoint is from.'
+      )
+    try:
+      found[name] = read(path)
+    except Exception as error:  # tokenizers raises no other kind
+      raise ValueError(
+        f'{path} is cut short or damaged ({error}): download it again.'
+      ) from error
+  tokens, about = found[FILE], found[_CONFIG]
+  tokens.no_padding()
+  tokens.no_truncation()
+
+  def id_of(key):
+    token = about.get(key)
+    token = token.get('content') if isinstance(token, dict) else token
+    return None if token is None else tokens.token_to_id(token)
+
+  end = id_of('eos_token')
+  if end is None:
+    raise ValueError(
+      f'{folder}: eos_token of {_CONFIG} is {about.get("eos_token")!r}, which '
+      f'{FILE} does not have; take both from one model.'
+    )
+  start = id_of('bos_token')
+  # Whether a text gets one is the tokenizer's own word, where it has one.
+  starts = tokens.encode('a').ids[:1] == [start]
+  return Tokenizer(tokens, start if starts else None, end)
+
+
+def check(tokenizer, vocab_size, source):
+  """Refuses the tokenizer of another vocabulary; a ValueError says so.
+
+  Args:
+    tokenizer: a `Tokenizer`.
+    vocab_size: of the model, whose table may have unused rows at the end.
+    source: of the checkpoint, for the error.
+  """
+  if tokenizer.vocab_size > vocab_size:
+    raise ValueError(
+      f'{source}: its tokenizer has ids up to {tokenizer.vocab_size - 1}, the '
+      f'model {vocab_size} of them; take the tokenizer of this model.'
+    )
