@@ -88,6 +88,8 @@ def write_checkpoint(folder):
   )
   tokenizer.decoder = decoders.Fuse()
   tokenizer.save(str(folder / 'tokenizer.json'))
+  about = {'bos_token': '<s>', 'eos_token': '</s>'}
+  (folder / 'tokenizer_config.json').write_text(json.dumps(about))
 
 
 def get_config(arg=''):
