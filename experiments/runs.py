@@ -116,8 +116,8 @@ def average(config, tuning, name, run):
 def row(config, tuning, name, seed, run):
   """What a table has of a `train.Run`: see `compare.run`.
 
-  Of LoRA it has the `models.lora.factors` too. Where the kind of the study has a
-  `draw`, its picture is written on the way.
+  Of LoRA it has the `models.lora.factors` too. Where the kind of the study has
+  a `draw`, its picture is written on the way.
   """
   if draw := getattr(study.kind(config), 'draw', None):
     figure = draw(config, tuning, run.params)

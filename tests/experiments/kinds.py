@@ -4,7 +4,12 @@ from typing import Any, NamedTuple
 
 from experiments import study
 from experiments.configs import base
-from tests.experiments import tiny_segmentation, tiny_study, toy
+from tests.experiments import (
+  tiny_questions,
+  tiny_segmentation,
+  tiny_study,
+  toy,
+)
 
 
 class Kind(NamedTuple):
@@ -12,7 +17,7 @@ class Kind(NamedTuple):
 
   Attributes:
     module: its tiny study, with `get_config(folder)`; the folder has images,
-      and masks.
+      masks, and questions.
     lora_modules: what LoRA adapts in its model.
     everything: keys of all that is drawn at random in a step of it.
     lives: how often a run of it is killed.
@@ -36,6 +41,9 @@ KINDS = {
     r'.*\.attn\.(query|value)',
     {'augment': True, 'model.drop_path': 0.2},
     lives=6,
+  ),
+  'multiple_choice': Kind(
+    tiny_questions, r'.*\.attn\.(query|value)', {}, lives=4
   ),
   'regression': Kind(toy, r'blocks\.\d', {}, lives=4),
 }

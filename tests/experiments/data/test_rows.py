@@ -68,10 +68,11 @@ def test_prompt_and_answer_are_one_text(example):
   assert prompt == encode('Question: why?\nAnswer:')
   assert options == [encode(' x yz'), encode(' u')]
   ids, start, whole = encoder().training(example, 99)
-  assert ids == [*encode('Question: why?\nAnswer: u'), 1]
-  assert (start, whole) == (len(prompt), len(ids) - 1)
-  ids, _, _ = encoder(response='output').training(example, 99)
-  assert ids[start:-1] == encode(' the correct answer is answer2')
+  assert ids == encode('Question: why?\nAnswer: u')
+  assert (start, whole) == (len(prompt), len(ids))
+  ids, _, whole = encoder(response='output').training(example, 99)
+  assert ids[start:] == [*encode(' the correct answer is answer2'), 1]
+  assert whole == len(ids) - 1
   _, options = encoder(response='output').options(example)
   assert options == [
     encode(f' the correct answer is answer{i}') for i in (1, 2)
@@ -81,9 +82,9 @@ def test_prompt_and_answer_are_one_text(example):
 
 
 def test_the_end_is_added_where_there_is_room(example):
-  ids, start, whole = encoder().training(example, 99)
+  ids, start, whole = encoder(response='output').training(example, 99)
   for length in (whole + 1, whole, whole - 1, start - 2):
-    cut, prompt, number = encoder().training(example, length)
+    cut, prompt, number = encoder(response='output').training(example, length)
     assert cut == ids[:length]
     assert (prompt, number) == (start, whole)
 
