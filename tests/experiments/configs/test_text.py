@@ -109,5 +109,5 @@ def test_files_that_are_not_there(tmp_path):
     config.model.update(name='', pretrained=str(tmp_path / 'llama'))
     config.update(data_dir=str(tmp_path), output_dir=str(tmp_path / 'run'))
     config.update(first_block=1)
-    with pytest.raises(FileNotFoundError, match='LLM-Adapters|pip download'):
+    with pytest.raises(FileNotFoundError, match=r'LLM-Adapters|pip download'):
       compare.configure(config)
