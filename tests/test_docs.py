@@ -118,6 +118,7 @@ def test_the_main_job_s_table_is_a_part_of_the_whole():
   [
     (benchmark, 'benchmark', 'experiments/COST.md'),
     (topology, 'slices', 'experiments/PODS.md'),
+    (topology, 'pascal_context_slices', 'experiments/PODS.md'),
   ],
 )
 def test_the_tables_of_costs_are_those_of_their_rows(module, name, page):
