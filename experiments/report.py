@@ -32,6 +32,8 @@ _TITLES = {
   'balanced_accuracy': 'balanced acc',
   'auroc': 'AUROC',
   'ap': 'AP',
+  'miou': 'mIoU',
+  'pixel_accuracy': 'pixel acc',
 }
 
 

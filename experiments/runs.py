@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import pathlib
 
+import jax
 from flax import nnx
 
 from experiments import (
@@ -112,7 +113,18 @@ def average(config, tuning, name, run):
 
 
 def row(config, tuning, name, seed, run):
-  """What a table has of a `train.Run`: see `compare.run`."""
+  """What a table has of a `train.Run`: see `compare.run`.
+
+  Where the kind of the study has a `draw`, its picture is written on the way.
+  """
+  if draw := getattr(study.kind(config), 'draw', None):
+    figure = draw(config, tuning, run.params)
+    if jax.process_index() == 0:
+      pictures = pathlib.Path(config.output_dir, 'pictures')
+      pictures.mkdir(parents=True, exist_ok=True)
+      label = report.label(config.methods[name])
+      figure.suptitle(f'{config.title}\n{label}, seed {seed}')
+      figure.savefig(pictures / f'{name}_{seed}.png', dpi=100)
   return {
     'method': name,
     'label': report.label(config.methods[name]),

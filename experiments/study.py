@@ -9,10 +9,10 @@ from flax import nnx
 from experiments import cache, checks, optimizers, parallel, train
 from experiments.configs import base
 from experiments.data import pipeline
-from experiments.studies import classification
+from experiments.studies import classification, segmentation
 
 # By `config.task`: modules as `studies.base` describes them.
-KINDS = {'classification': classification}
+KINDS = {'classification': classification, 'segmentation': segmentation}
 
 
 def kind(config):

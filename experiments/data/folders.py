@@ -241,7 +241,9 @@ def read_classes(classes, data_dir='.'):
   ImageNet-A and -R have; 'domainnet', 345 names in the official order, which is
   not quite alphabetical. They are those of tensorflow-datasets and, for A and
   R, of the evaluation scripts of github.com/hendrycks/natural-adv-examples and
-  github.com/hendrycks/imagenet-r.
+  github.com/hendrycks/imagenet-r. Of masks, in the order of their ids:
+  'camvid', 11 classes as SegNet numbers them; 'pascal_voc', 20 and the
+  background; 'pascal_context', 59 and the background.
 
   Args:
     classes: the name of such a list, or the path of a text file of one name a

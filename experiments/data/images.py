@@ -47,7 +47,7 @@ def decode(data, name, mode='RGB'):
     converted = image if deep else image.convert(mode)
   except Exception as error:  # Pillow's readers raise all kinds of them
     raise OSError(
-      f'{name} ({len(data)} bytes) is not readable: {_reason(error)}.'
+      f'{name} ({len(data)} bytes) is not readable: {reason(error)}.'
     ) from error
   if deep:
     raise ValueError(
@@ -56,7 +56,7 @@ def decode(data, name, mode='RGB'):
   return from_pillow(converted)
 
 
-def _reason(error):
+def reason(error):
   if isinstance(error, Image.DecompressionBombError):
     size_and_limit, _, _ = str(error).partition(',')
     return f'{size_and_limit}; resize it, or remove it'
@@ -105,20 +105,32 @@ class ImageFiles:
 
   @property
   def ids(self):
-    """Resolved path of every file.
+    """As `resolve` says."""
+    return resolve(self.folder, self.names)
 
-    Each folder is listed once, which tells the links in it, and no other file
-    is looked at. Copies and hard links are not told.
-    """
-    folders, ids = {}, []
-    for name in self.names:
-      parent, _, file = name.rpartition('/')
-      if parent not in folders:
-        folder = os.path.realpath(self.folder / parent)
-        with os.scandir(folder) as entries:
-          links = {entry.name for entry in entries if entry.is_symlink()}
-        folders[parent] = folder, links
-      folder, links = folders[parent]
-      path = f'{folder}/{file}'
-      ids.append(os.path.realpath(path) if file in links else path)
-    return ids
+
+def resolve(folder, names):
+  """Resolved path of every file.
+
+  Each folder is listed once, which tells the links in it, and no other file is
+  looked at. Copies and hard links are not told.
+
+  Args:
+    folder: that the names start from, a pathlib.Path.
+    names: of the files.
+
+  Returns:
+    A list of strings.
+  """
+  folders, resolved = {}, []
+  for name in names:
+    parent, _, file = name.rpartition('/')
+    if parent not in folders:
+      real = os.path.realpath(folder / parent)
+      with os.scandir(real) as entries:
+        links = {entry.name for entry in entries if entry.is_symlink()}
+      folders[parent] = real, links
+    real, links = folders[parent]
+    path = f'{real}/{file}'
+    resolved.append(os.path.realpath(path) if file in links else path)
+  return resolved

@@ -5,7 +5,8 @@ int32}`; `class_names` is a tuple; `labels` [N] int32 and `names`, of the files,
 are None where they cannot be known without reading everything; `ids` is a list
 of strings, made when it is asked for, that tell which example of what lies on
 disk each one is, by whatever path and however it is changed. It can be pickled,
-and nothing is read until it is asked for.
+and nothing is read until it is asked for. Sources of `masks` have a mask in the
+place of the label, and `sizes`.
 """
 
 import functools
@@ -14,13 +15,16 @@ import inspect
 import numpy as np
 from PIL import Image
 
-from experiments.data import corruptions, elpv, folders, images, tfds
+from experiments.data import corruptions, elpv, folders, images, masks, tfds
 
 _KINDS = {
   'tfds': tfds.open_tfds,
   'folder': folders.open_folder,
   'list': folders.open_list,
   'elpv': elpv.open_elpv,
+  'masks': masks.open_masks,
+  'camvid': masks.open_camvid,
+  'pascal_context': masks.open_pascal_context,
 }
 
 
@@ -32,7 +36,11 @@ def open_source(spec, data_dir):
         'tfds': `tfds.open_tfds`, with name and split,
         'folder': `folders.open_folder`, with path and classes,
         'list': `folders.open_list`, with path, root and classes,
-        'elpv': `elpv.open_elpv`, with split;
+        'elpv': `elpv.open_elpv`, with split,
+        'masks': `masks.open_masks`, with path, masks, classes and void,
+        'camvid': `masks.open_camvid`, with path, split and sequences,
+        'pascal_context': `masks.open_pascal_context`, with path, split and
+          classes;
       and of any kind, in this order,
         resize: pixels a side that every image is brought to,
         corruption: `{'name', 'severity'}`, of `corruptions.Corruption`; its
@@ -127,6 +135,8 @@ class Rows:
     self.class_names = source.class_names
     self.labels = None if source.labels is None else source.labels[rows]
     self.names = source.names and tuple(source.names[row] for row in rows)
+    if hasattr(source, 'sizes'):
+      self.sizes = source.sizes[rows]
     self._source, self._rows = source, rows
 
   @property
@@ -147,6 +157,8 @@ class Mapped:
   def __init__(self, source, function):
     self.class_names = source.class_names
     self.labels, self.names = source.labels, source.names
+    if hasattr(source, 'sizes'):
+      self.sizes = source.sizes
     self._source, self._function = source, function
 
   @property

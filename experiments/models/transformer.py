@@ -74,14 +74,14 @@ class Block(nnx.Module):
       y_NxD = self.attn(queries, keys_NxD, batch_size)
     if self.layer_scale:
       y_NxD = y_NxD * self.scale1.astype(y_NxD.dtype)
-    x_NxD = x_NxD + _weigh(y_NxD, keep_attn_B)
+    x_NxD = x_NxD + weigh(y_NxD, keep_attn_B)
     with jax.named_scope('norm2'):
       y_NxD = self.norm2(x_NxD)
     with jax.named_scope('mlp'):
       y_NxD = self.mlp(y_NxD)
     if self.layer_scale:
       y_NxD = y_NxD * self.scale2.astype(y_NxD.dtype)
-    return x_NxD + _weigh(y_NxD, keep_mlp_B)
+    return x_NxD + weigh(y_NxD, keep_mlp_B)
 
 
 class Attention(nnx.Module):
@@ -239,13 +239,38 @@ def _layer_norm_bwd(eps, residuals, dy):
 layer_norm.defvjp(_layer_norm_fwd, _layer_norm_bwd)
 
 
-def _weigh(x_NxD, weights_B):
+def weigh(x_NxD, weights_B):
   """Rows of each sequence, multiplied by its weight; None is 1."""
   if weights_B is None:
     return x_NxD
   x_BxTxD = x_NxD.reshape(weights_B.size, -1, x_NxD.shape[-1])
   weights = weights_B[:, None, None].astype(x_NxD.dtype)
   return (x_BxTxD * weights).reshape(x_NxD.shape)
+
+
+def keep_paths(key, drop_path, depth, batch_size):
+  """What stochastic depth multiplies the two branches of each block by.
+
+  Args:
+    key: of the step; None in evaluation.
+    drop_path: the rate in the last block; it rises linearly from 0 in block 0.
+    depth: number of blocks.
+    batch_size: B.
+
+  Returns:
+    [depth, 2, B], 0 or 1 / (1 - rate); None where nothing is dropped.
+  """
+  if key is None or not drop_path:
+    return None
+  rates = np.linspace(0, drop_path, depth, dtype=np.float32)
+  keep = 1 - rates[:, None, None]
+  return jax.random.bernoulli(key, keep, (depth, 2, batch_size)) / keep
+
+
+def check_drop_path(drop_path):
+  """Refuses what is no rate of `keep_paths`."""
+  if not 0 <= drop_path < 1:
+    raise ValueError(f'drop_path is {drop_path}; a rate is in [0, 1).')
 
 
 def linear(

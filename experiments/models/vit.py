@@ -17,9 +17,10 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
+from experiments.models import transformer
 from experiments.models.transformer import ACTIVATIONS, Block, LayerNorm, linear
 
-_IMAGENET = {'mean': (0.485, 0.456, 0.406), 'std': (0.229, 0.224, 0.225)}
+IMAGENET = {'mean': (0.485, 0.456, 0.406), 'std': (0.229, 0.224, 0.225)}
 _HALF = {'mean': (0.5, 0.5, 0.5), 'std': (0.5, 0.5, 0.5)}
 
 
@@ -87,10 +88,7 @@ class ViTConfig:
         f'ViTConfig: activation {self.activation!r} is not known; choose from '
         f'{", ".join(ACTIVATIONS)}.'
       )
-    if not 0 <= self.drop_path < 1:
-      raise ValueError(
-        f'ViTConfig: drop_path is {self.drop_path}; a rate is in [0, 1).'
-      )
+    transformer.check_drop_path(self.drop_path)
 
   @property
   def features(self):
@@ -116,8 +114,7 @@ class ViTConfig:
     Returns:
       [..., 3] float32.
     """
-    mean, std = (np.asarray(c, np.float32) for c in (self.mean, self.std))
-    return (jnp.asarray(images, jnp.float32) / 255 - mean) / std
+    return normalize(images, self.mean, self.std)
 
 
 _VIT_B16 = ViTConfig(
@@ -130,7 +127,7 @@ _VIT_B16 = ViTConfig(
   eps=1e-12,
   **_HALF,
 )
-_DEIT_B16 = dataclasses.replace(_VIT_B16, **_IMAGENET)
+_DEIT_B16 = dataclasses.replace(_VIT_B16, **IMAGENET)
 _CLIP_B16 = dataclasses.replace(
   _VIT_B16,
   eps=1e-5,
@@ -176,7 +173,7 @@ CONFIGS = {
     grid=37,
     eps=1e-6,
     layer_scale=True,
-    **_IMAGENET,
+    **IMAGENET,
   ),
 }
 
@@ -338,17 +335,10 @@ class ViT(nnx.Module):
     return x_NxD.reshape(B, T, D)
 
   def _keep(self, key, batch_size):
-    """What stochastic depth multiplies the two branches of each block by.
-
-    Returns:
-      [depth, 2, B], 0 or 1 / (1 - rate); None where nothing is dropped.
-    """
-    depth, drop_path = self.config.depth, self.config.drop_path
-    if key is None or not drop_path:
-      return None
-    rates = np.linspace(0, drop_path, depth, dtype=np.float32)
-    keep = 1 - rates[:, None, None]
-    return jax.random.bernoulli(key, keep, (depth, 2, batch_size)) / keep
+    config = self.config
+    return transformer.keep_paths(
+      key, config.drop_path, config.depth, batch_size
+    )
 
   def _check_whole(self, blocks):
     if self.config.scan and len(blocks) != self.config.depth:
@@ -356,6 +346,12 @@ class ViT(nnx.Module):
         f'ViT: {len(blocks)} of the {self.config.depth} blocks were asked for, '
         'but stacked blocks run as a whole; set scan=False.'
       )
+
+
+def normalize(images, mean, std):
+  """(images / 255 - mean) / std; see `ViTConfig.normalize`."""
+  mean, std = (np.asarray(c, np.float32) for c in (mean, std))
+  return (jnp.asarray(images, jnp.float32) / 255 - mean) / std
 
 
 def resize_positions(positions, rows, columns):

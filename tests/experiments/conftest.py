@@ -3,7 +3,7 @@ import pytest
 
 from experiments import parallel
 from experiments.models import clip, vit
-from tests.experiments import tiny_study
+from tests.experiments import tiny_segmentation, tiny_study
 
 # Where programs are judged, or run for longer than they compile.
 _OPTIMIZED = ('benchmark', 'compare', 'topology')
@@ -35,7 +35,8 @@ def tiny_clip(monkeypatch):
 
 @pytest.fixture(scope='session')
 def noise(tmp_path_factory):
-  """The images of `tiny_study`."""
+  """The images of `tiny_study`, and those of `tiny_segmentation`."""
   folder = tmp_path_factory.mktemp('noise')
   tiny_study.write_images(folder)
+  tiny_segmentation.write_masks(folder)
   return folder

@@ -4,14 +4,15 @@ from typing import Any, NamedTuple
 
 from experiments import study
 from experiments.configs import base
-from tests.experiments import tiny_study, toy
+from tests.experiments import tiny_segmentation, tiny_study, toy
 
 
 class Kind(NamedTuple):
   """One of them.
 
   Attributes:
-    module: its tiny study, with `get_config(folder)`; the folder has images.
+    module: its tiny study, with `get_config(folder)`; the folder has images,
+      and masks.
     lora_modules: what LoRA adapts in its model.
     everything: keys of all that is drawn at random in a step of it.
     lives: how often a run of it is killed.
@@ -29,6 +30,12 @@ KINDS = {
     r'.*\.attn\.(query|value)',
     {'augment': True, 'mixup': 0.8, 'cutmix': 1.0, 'model.drop_path': 0.2},
     lives=20,
+  ),
+  'segmentation': Kind(
+    tiny_segmentation,
+    r'.*\.attn\.(query|value)',
+    {'augment': True, 'model.drop_path': 0.2},
+    lives=6,
   ),
   'regression': Kind(toy, r'blocks\.\d', {}, lives=4),
 }

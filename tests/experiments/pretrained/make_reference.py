@@ -10,6 +10,7 @@ inputs and outputs, computed in float64. Those in `exports/` are what
 it. The tests need none of the four, nor torch.
 """
 
+import copy
 import functools
 import pathlib
 import shutil
@@ -30,6 +31,8 @@ from tests.experiments.pretrained import exports
 FOLDER = pathlib.Path(__file__).parent / 'reference'
 GRID, PATCH = 5, 4
 WIDE = (28, 16)  # pixels: another image size than the model's
+# For Swin, one that neither patches, nor windows, nor the merging divide.
+ODD = (27, 35)
 TEXTS = (
   'a photo of a cat.',
   'A  Photo of\na CAT!',
@@ -74,6 +77,7 @@ def main():
   )
   write('dinov2', dinov2, hidden=hidden_of(dinov2))
   transformers.BitImageProcessor(**IMAGENET).save_pretrained(FOLDER / 'dinov2')
+  write_swin()
   write_clip()
   for name, architecture in (
     ('timm_vit', 'vit_base_patch16_224'),
@@ -84,6 +88,38 @@ def main():
   write_open_clip()
   for name in exports.NAMES:
     write_export(name)
+
+
+def write_swin():
+  """Two stages; the second shifts its windows at the odd size alone."""
+  swin = transformers.SwinForImageClassification(
+    transformers.SwinConfig(
+      **IMAGES,
+      embed_dim=8,
+      depths=[2, 2],
+      num_heads=[2, 4],
+      window_size=3,
+      mlp_ratio=2.0,
+    )
+  )
+
+  def model(images, **kwargs):
+    # Once an image was too small for shifted windows, it never shifts again.
+    return copy.deepcopy(swin.swin)(images, **kwargs)
+
+  def hidden(images):
+    return model(images).last_hidden_state
+
+  def stage(images):
+    found = model(
+      images,
+      output_hidden_states=True,
+      output_hidden_states_before_downsampling=True,
+    )
+    return found.reshaped_hidden_states[1].permute(0, 2, 3, 1)
+
+  write('swin', swin, wide=ODD, hidden=hidden, stage=stage)
+  transformers.ViTImageProcessor(**IMAGENET).save_pretrained(FOLDER / 'swin')
 
 
 def write_clip():
@@ -134,7 +170,7 @@ def write_timm(name, architecture):
   save = functools.partial(
     timm.models.save_for_hf, model, model_args=sizes, safe_serialization=True
   )
-  write(name, model, save, wide=False, hidden=model.forward_features)
+  write(name, model, save, wide=None, hidden=model.forward_features)
 
 
 def write_open_clip():
@@ -165,7 +201,7 @@ def write_open_clip():
   def save(folder):
     save_for_hf(model, tokenizer, config, folder, safe_serialization=True)
 
-  write('open_clip', model, save, wide=False, features=model.encode_image)
+  write('open_clip', model, save, wide=None, features=model.encode_image)
   write_texts('open_clip', tokenizer, model.encode_text)
 
 
@@ -237,7 +273,7 @@ def hidden_of(model, **kwargs):
   return lambda images: model(images, **kwargs).last_hidden_state
 
 
-def write(name, model, save=None, *, wide=True, **outputs):
+def write(name, model, save=None, *, wide=WIDE, **outputs):
   """Randomises a model, saves it, and then its outputs."""
   model.eval()
   generator = torch.Generator().manual_seed(0)
@@ -252,7 +288,7 @@ def write(name, model, save=None, *, wide=True, **outputs):
   model.double()
   rng = np.random.default_rng(0)
   arrays = {}
-  sizes = {'': (GRID * PATCH,) * 2, **({'wide_': WIDE} if wide else {})}
+  sizes = {'': (GRID * PATCH,) * 2, **({'wide_': wide} if wide else {})}
   for size, pixels in sizes.items():
     images = rng.normal(size=(2, *pixels, 3)).astype(np.float16)
     arrays[f'{size}images'] = images
@@ -274,6 +310,8 @@ def write_texts(name, tokenizer, features):
 
 
 def is_embedding(parameter):
+  if 'embeddings.norm' in parameter:  # Swin's
+    return False
   return any(part in parameter for part in ('embed', 'token', 'conv1'))
 
 
