@@ -6,7 +6,8 @@ are None where they cannot be known without reading everything; `ids` is a list
 of strings, made when it is asked for, that tell which example of what lies on
 disk each one is, by whatever path and however it is changed. It can be pickled,
 and nothing is read until it is asked for. Sources of `masks` have a mask in the
-place of the label, and `sizes`.
+place of the label, and `sizes`; those of `questions` have a question and its
+answer there, and `questions`.
 """
 
 import functools
@@ -15,7 +16,16 @@ import inspect
 import numpy as np
 from PIL import Image
 
-from experiments.data import corruptions, elpv, folders, images, masks, tfds
+from experiments.data import (
+  corruptions,
+  easy_vqa,
+  elpv,
+  folders,
+  images,
+  masks,
+  tfds,
+  vqa,
+)
 
 _KINDS = {
   'tfds': tfds.open_tfds,
@@ -25,6 +35,8 @@ _KINDS = {
   'masks': masks.open_masks,
   'camvid': masks.open_camvid,
   'pascal_context': masks.open_pascal_context,
+  'vqa': vqa.open_vqa,
+  'easy_vqa': easy_vqa.open_easy_vqa,
 }
 
 
@@ -40,7 +52,9 @@ def open_source(spec, data_dir):
         'masks': `masks.open_masks`, with path, masks, classes and void,
         'camvid': `masks.open_camvid`, with path, split and sequences,
         'pascal_context': `masks.open_pascal_context`, with path, split and
-          classes;
+          classes,
+        'vqa': `vqa.open_vqa`, with name, path, root and split,
+        'easy_vqa': `easy_vqa.open_easy_vqa`, with split and inverted;
       and of any kind, in this order,
         resize: pixels a side that every image is brought to,
         corruption: `{'name', 'severity'}`, of `corruptions.Corruption`; its
@@ -137,6 +151,8 @@ class Rows:
     self.names = source.names and tuple(source.names[row] for row in rows)
     if hasattr(source, 'sizes'):
       self.sizes = source.sizes[rows]
+    if hasattr(source, 'questions'):
+      self.questions = tuple(source.questions[row] for row in rows)
     self._source, self._rows = source, rows
 
   @property
@@ -157,8 +173,9 @@ class Mapped:
   def __init__(self, source, function):
     self.class_names = source.class_names
     self.labels, self.names = source.labels, source.names
-    if hasattr(source, 'sizes'):
-      self.sizes = source.sizes
+    for name in ('sizes', 'questions'):
+      if hasattr(source, name):
+        setattr(self, name, getattr(source, name))
     self._source, self._function = source, function
 
   @property
