@@ -129,6 +129,35 @@ def load_text(config, source):
   return text, _load_tokenizer(_folder(path), config), scale
 
 
+def read_tensors(source, is_read):
+  """The tensors of any model's checkpoint.
+
+  Args:
+    source: as for `load_vit_params`.
+    is_read: whether they are to be read; else each is one zero, seen as an
+      array of that shape, and of the hub's files only the small ones are sent.
+
+  Returns:
+    The folder, and `{name, less a prefix of all: () -> array}`; None for that
+    where the hub has not sent the weights yet.
+
+  Raises:
+    As `load_vit_params`, but for what the tensors are of.
+  """
+  path = _with_weights(source) if is_read else _local(source, _SMALL_FILES)
+  try:
+    opened = _open(path)
+  except FileNotFoundError:
+    if is_read or pathlib.Path(source).exists():
+      raise
+    return _folder(path), None
+  read = _read if is_read else _shape
+  return _folder(path), {
+    name: functools.partial(_of_weights, source, read, *tensor)
+    for name, tensor in opened.items()
+  }
+
+
 def check_head(source, class_names):
   """Refuses a checkpoint whose head is not of these classes.
 
@@ -365,18 +394,23 @@ def _assemble(source, config, tensors, read):
     return names.name_of(path, theirs)
 
   def read_one(path, name):
-    file, whole = tensors[name]
-    dtype = file.get_slice(whole).get_dtype()
-    if dtype not in _DTYPES:
-      raise ValueError(
-        f'{source}: {whole} is {dtype}, which is quantised or no weight; what '
-        f'is read is {", ".join(_DTYPES)}.'
-      )
-    return names.layout(path, name, read(file, whole))
+    tensor = _of_weights(source, read, *tensors[name])
+    return names.layout(path, name, tensor)
 
   return params.assemble(
     source, wanted, tensors, name_of, read_one, theirs.ignored
   )
+
+
+def _of_weights(source, read, file, name):
+  """`read(file, name)` of a tensor in floating point."""
+  dtype = file.get_slice(name).get_dtype()
+  if dtype not in _DTYPES:
+    raise ValueError(
+      f'{source}: {name} is {dtype}, which is quantised or no weight; what is '
+      f'read is {", ".join(_DTYPES)}.'
+    )
+  return read(file, name)
 
 
 def _read(file, name):
