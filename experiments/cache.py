@@ -22,7 +22,7 @@ def run_lower_blocks(task, model, sets, batch_size, layout, progress):
     task: with `lower(model, batch)`: the batch with hidden states in the place
       of the inputs that only they need. Its other keys stay.
     model: of arrays.
-    sets: `{name: EvalSet}`.
+    sets: `{name: EvalSet}`. One whose own task has no `lower` stays as it is.
     batch_size: of every call; the devices divide it.
     layout: a `parallel.Layout`.
     progress: as `study.load` takes it.
@@ -34,9 +34,15 @@ def run_lower_blocks(task, model, sets, batch_size, layout, progress):
   function = functools.partial(
     jax.jit(functools.partial(_lower, task, graphdef)), layout.put(state)
   )
-  cached, total = {}, sum(len(s.source) for s in sets.values())
+  cached = dict(sets)
+  lowered = {
+    name: one
+    for name, one in sets.items()
+    if one.task is None or hasattr(one.task, 'lower')
+  }
+  total = sum(len(one.source) for one in lowered.values())
   with progress(total, 'lower blocks, run once', 'example') as bar:
-    for name, eval_set in sets.items():
+    for name, eval_set in lowered.items():
       columns = evaluate.apply(
         function, eval_set, batch_size, layout, bar.update
       )

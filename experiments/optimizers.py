@@ -51,6 +51,11 @@ def _l2sp(schedule, weight_decay):
   return optax.chain(decay_to_anchor(weight_decay), optax.adam(schedule))
 
 
+def _l2sp_origin(schedule, weight_decay):
+  to_zero = _origin(functools.partial(decay_to_anchor, weight_decay))
+  return optax.chain(to_zero, optax.adam(schedule))
+
+
 def _l2sp_decoupled(schedule, weight_decay):
   return optax.chain(
     optax.scale_by_adam(),
@@ -66,11 +71,13 @@ def _lion(schedule, weight_decay):
 _LORA = {'lora_a', 'lora_b'}  # names of its factors
 
 # (schedule, weight_decay) -> an Optax transformation. The anchor of L2-SP is
-# the params that it is initialised with.
+# the params that it is initialised with; of l2sp_origin, zero for LoRA's
+# factors.
 OPTIMIZERS = {
   'adam': _adam,
   'adamw': _adamw,
   'l2sp': _l2sp,
+  'l2sp_origin': _l2sp_origin,
   'l2sp_decoupled': _l2sp_decoupled,
   'lion': _lion,
 }
@@ -87,7 +94,7 @@ TRAINED = {
 
 
 def _origin(make):
-  """SPD whose anchor is zero for LoRA's factors, else the start.
+  """A pull to zero for LoRA's factors, else to the start.
 
   Args:
     make: anchor -> a transformation.
@@ -108,8 +115,12 @@ def _origin(make):
   return optax.GradientTransformationExtraArgs(init, update)
 
 
-# (anchor -> SPD) -> SPD with an anchor.
-ANCHORS = {'start': lambda make: make(None), 'origin': _origin}
+# (anchor -> SPD) -> SPD with an anchor. Of the last one A has none at all.
+ANCHORS = {
+  'start': lambda make: make(None),
+  'origin': _origin,
+  'origin_b': _origin,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,15 +159,20 @@ class Method:
 
     def mask(params):
       return _map(
-        lambda path, _: (
-          is_trained(path) and (self.anchor_head or path[0] != 'head')
-        ),
-        params,
+        lambda path, _: is_trained(path) and self._is_anchored(path), params
       )
 
     if not self.spd:
       return []
     return layer_names(params, mask=mask, layer_axes=blocks.layer_axes)
+
+  def _anchored(self, params):
+    return _map(lambda path, _: self._is_anchored(path), params)
+
+  def _is_anchored(self, path):
+    if self.anchor == 'origin_b' and 'lora_a' in path:
+      return False
+    return self.anchor_head or path[0] != 'head'
 
   def rate(self, step, hyperparams):
     """The learning rate of a step, counted from 1, by the args of `make`."""
@@ -182,12 +198,13 @@ class Method:
     if self.layer_decay != 1:
       tx = optax.chain(tx, _scale_by_depth(self.layer_decay))
     if self.spd:
+      whole = self.anchor_head and self.anchor != 'origin_b'
       tx = ANCHORS[self.anchor](
         functools.partial(
           with_spd,
           tx,
           weight_decay=spd,
-          mask=None if self.anchor_head else _is_backbone,
+          mask=None if whole else self._anchored,
           layer_axes=blocks.layer_axes,
         )
       )
@@ -233,10 +250,6 @@ def _is_kernel(params):
   LoRA decay.
   """
   return _map(lambda path, _: path[-1] in {'kernel', *_LORA}, params)
-
-
-def _is_backbone(params):
-  return _map(lambda path, _: path[0] != 'head', params)
 
 
 def _scale_by_depth(decay):

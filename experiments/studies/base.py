@@ -4,6 +4,8 @@ A kind is a module of this folder, and a line in `study.KINDS`. It has
 
   defaults() -> a config with every key of its studies,
   FILES, the keys that name a text file, whose contents make the study,
+  STEP, the keys that its train step is made of, beside those of all kinds: what
+    `topology` lets be changed,
   check(config) -> {name: source}: refuses what could not end, of its own keys;
     opens every source and reads no example,
   build(config, sources) -> Parts, the weights read,

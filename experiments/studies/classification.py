@@ -20,6 +20,16 @@ from experiments.tasks import classification
 
 HEADS = ('linear_probe', 'zero_shot', 'pretrained', 'zeros')
 FILES = ('prompts', 'class_names')
+STEP = (
+  'image_size',
+  'num_classes',
+  'head',
+  'mixup',
+  'cutmix',
+  'mix_probability',
+  'mix_switch',
+  'label_smoothing',
+)
 _WORDNET_ID = re.compile(r'n\d{8}')
 
 defaults = images.base

@@ -20,6 +20,7 @@ from experiments.tasks import segmentation
 HEADS = ('linear_probe', 'new')
 DECODERS = ('linear', 'mlp')
 FILES = ()
+STEP = ('image_size', 'num_classes', 'decoder')
 # Patches that a linear probe is fitted to, drawn with seed 0.
 _PROBED = 20_000
 _DRAWN = 6  # images of a picture

@@ -87,6 +87,8 @@ OPTIMIZERS = {
   'adamw': optax.adamw(SCHEDULE, weight_decay=2.0, mask=KERNELS),
   # The penalty of L2-SP is mu / 2 |theta - theta_0|^2.
   'l2sp': optax.chain(pull(2.0), optax.adam(SCHEDULE)),
+  # There is no LoRA here.
+  'l2sp_origin': optax.chain(pull(2.0), optax.adam(SCHEDULE)),
   'l2sp_decoupled': optax.chain(
     optax.scale_by_adam(),
     pull(2.0),
@@ -281,3 +283,40 @@ def test_the_rate_of_a_step_and_the_names_of_the_layers():
     assert len(found) == spd.ratio.size
     assert set(found) < set(names)
   assert PLAIN.layer_names(PARAMS) == []
+
+
+def _factors():
+  """Params of one module with LoRA, whose A does not start at zero."""
+  rng = np.random.default_rng(0)
+  a, b = (rng.normal(size=s).astype(np.float32) for s in ((3, 2), (2, 3)))
+  return {'query': {'lora_a': jnp.asarray(a), 'lora_b': jnp.asarray(b) * 0}}
+
+
+def test_l2sp_pulls_both_factors_to_zero():
+  params = _factors()
+  tx = make(optimizer='l2sp_origin', weight_decay=0.3)
+  theirs = optax.chain(optax.add_decayed_weights(0.3), optax.adam(SCHEDULE))
+  assert_close(run(tx, params)[0], run(theirs, params)[0])
+  start = run(make(optimizer='l2sp', weight_decay=0.3), params)[0]
+  found = run(tx, params)[0]
+  assert not np.allclose(start['query']['lora_a'], found['query']['lora_a'])
+
+
+def test_spd_on_b_alone():
+  """A takes Adam's own steps, and has no anchor and no decision."""
+  params = _factors()
+  method = dataclasses.replace(PLAIN, spd=True, anchor='origin_b')
+  assert method.layer_names(params) == ['query/lora_b']
+  found, state = run(make(1.0, anchor='origin_b'), params)
+  plain, _ = run(make(), params)
+  both, _ = run(make(1.0, anchor='origin'), params)
+  np.testing.assert_allclose(
+    found['query']['lora_a'], plain['query']['lora_a'], rtol=1e-6
+  )
+  np.testing.assert_allclose(
+    found['query']['lora_b'], both['query']['lora_b'], rtol=1e-6
+  )
+  spd = optax.tree.get(state, 'SPDState')
+  assert spd.decayed_count.shape == (1,)
+  assert spd.decayed_count[0] > 0
+  assert not np.allclose(found['query']['lora_b'], plain['query']['lora_b'])

@@ -352,3 +352,19 @@ def test_arguments_that_do_not_fit(changes, message):
   options = {'rank': 2, 'modules': MODULES, 'dropout': 0.0, **changes}
   with pytest.raises(ValueError, match=message):
     lora.add(model, alpha=4, rngs=nnx.Rngs(0), **options)
+
+
+def test_the_factors_are_told_apart():
+  start = {
+    'attn': {'lora_a': np.full((3, 2), 2.0), 'lora_b': np.zeros((2, 4))},
+    'mlp': {'lora_a': np.full((1, 2), 1.0), 'lora_b': np.zeros((2, 1))},
+    'head': {'kernel': np.ones(3)},
+  }
+  moved = jax.tree.map(lambda x: x + 0.5, start)
+  found = lora.factors(start, moved)
+  assert {name: float(norm) for name, norm in found.items()} == {
+    'norm_a': pytest.approx(np.sqrt(6 * 2.5**2 + 2 * 1.5**2)),
+    'moved_a': pytest.approx(np.sqrt(8 * 0.5**2)),
+    'norm_b': pytest.approx(np.sqrt(10 * 0.5**2)),
+  }
+  assert lora.factors({'head': np.ones(3)}, {'head': np.ones(3)}) == {}

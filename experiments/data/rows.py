@@ -1,0 +1,227 @@
+"""Rows of tokens, all of one shape: what a language model's step takes.
+
+Letters: N rows, T tokens of one, A places of a row that are scored. A column is
+an array [N, ...]:
+
+  ids [T]        int32
+  positions [T]  int32, counted in each example, and on from its prompt in each
+                 of its options
+  example [T]    int32, 1, 2, ...: which of the row's examples a token is of; 0
+                 is padding
+  option [T]     int32, k: a token of option k, which sees the prompt and its
+                 own; 0: the prompt, or all of a training example
+  source [A]     int32, the token whose output predicts
+  target [A]     int32, the id that is to be predicted
+  weight [A]     float32, 0 where a place is unused
+
+and of rows of options, choice [A] int32, the option that a place is of, 0 where
+it is unused; and answer [], int32, the right option, from 0.
+"""
+
+import numpy as np
+
+from experiments.data import prompts
+
+_ROUND = 8  # sizes are multiples of it, so that sets share programs
+
+
+class Encoder:
+  """Examples -> token ids."""
+
+  def __init__(self, tokenizer, template, response):
+    """
+    Args:
+      tokenizer: with `encode(text)`, a list of ids, and `end`, an id.
+      template: key of `prompts.TEMPLATES`.
+      response: key of `prompts.RESPONSES`.
+    """
+    self._tokenizer = tokenizer
+    self._template = prompts.TEMPLATES[template]
+    self._response = prompts.RESPONSES[response]
+
+  def training(self, example, max_length):
+    """Prompt and answer, cut to a length, and the end where there is room.
+
+    Args:
+      example: a `text.Example`.
+      max_length: of what is returned.
+
+    Returns:
+      The ids, the number of them that are the prompt's, and how many there
+      were before the cut.
+    """
+    prompt, (ids,) = self._split(example, [example.answer], training=True)
+    ids = prompt + ids
+    whole = len(ids)
+    if whole < max_length:
+      ids.append(self._tokenizer.end)
+    return ids[:max_length], len(prompt), whole
+
+  def options(self, example):
+    """The ids of the prompt, and a list of those of every option's answer."""
+    return self._split(example, range(len(example.names)), training=False)
+
+  def prompt(self, example):
+    """The ids of the prompt alone, to be continued."""
+    return self._tokenizer.encode(self._template(example, False))
+
+  def _split(self, example, options, training):
+    """What is the same before all answers, and what follows in each.
+
+    Prompt and answer are encoded as one text, and a token over the seam is the
+    answer's.
+    """
+    prompt = self._template(example, training)
+    encode = self._tokenizer.encode
+    whole = [encode(prompt + self._response(example, k)) for k in options]
+    ids = encode(prompt)
+    shared = min(_shared(ids, one) for one in whole)
+    return ids[:shared], [one[shared:] for one in whole]
+
+
+def _shared(a, b):
+  """How many ids at the beginning are the same."""
+  pairs = enumerate(zip(a, b, strict=False))
+  return next((i for i, (x, y) in pairs if x != y), min(len(a), len(b)))
+
+
+def pack(lengths, size):
+  """Shares examples out over few rows: best fit, the longest first.
+
+  Args:
+    lengths: of the examples, none above `size`.
+    size: of a row.
+
+  Returns:
+    A list of rows, lists of examples. Nothing else decides it.
+  """
+  rows, with_room = [], [[] for _ in range(size + 1)]
+  for index in np.argsort(-np.asarray(lengths), kind='stable').tolist():
+    length = lengths[index]
+    room = next((r for r in range(length, size) if with_room[r]), None)
+    if room is None:
+      rows.append([])
+      row, room = len(rows) - 1, size
+    else:
+      row = with_room[room].pop()
+    rows[row].append(index)
+    with_room[room - length].append(row)
+  return rows
+
+
+def training(sequences, size, on_prompts):
+  """Packed rows of training examples.
+
+  With n targets in all N rows, each has the weight N / n: the mean over rows of
+  their weighted sums is the mean over all targets.
+
+  Args:
+    sequences: pairs of ids and of how many of them are the prompt's.
+    size: T.
+    on_prompts: whether the prompt's tokens are targets too.
+
+  Returns:
+    A dict of columns.
+  """
+  packed = pack([len(ids) for ids, _ in sequences], size)
+  places = []  # of each row: (source, target)
+  columns = _tokens(len(packed), size)
+  for row, members in enumerate(packed):
+    start, own = 0, []
+    for number, member in enumerate(members, 1):
+      ids, prompt = sequences[member]
+      _fill(columns, row, start, ids, number, 0, 0)
+      first = 1 if on_prompts else max(prompt, 1)
+      own += [(start + i - 1, ids[i]) for i in range(first, len(ids))]
+      start += len(ids)
+    places.append(own)
+  weight = len(packed) / max(sum(map(len, places)), 1)
+  return columns | _places(
+    [[(*place, weight, 0) for place in own] for own in places], choices=False
+  )
+
+
+def scoring(prompts_and_options, answers):
+  """Rows of one prompt and all of its options, which do not see each other.
+
+  An option's tokens have the weight 1 / their number: the weighted sum of their
+  log-probabilities is the mean.
+
+  Args:
+    prompts_and_options: pairs of ids and lists of ids, none empty.
+    answers: the right options, from 0.
+
+  Returns:
+    A dict of columns.
+  """
+  longest = max(
+    len(prompt) + sum(map(len, options))
+    for prompt, options in prompts_and_options
+  )
+  columns = _tokens(len(answers), _rounded(longest))
+  places = []
+  for row, (prompt, options) in enumerate(prompts_and_options):
+    _fill(columns, row, 0, prompt, 1, 0, 0)
+    start, own = len(prompt), []
+    for number, ids in enumerate(options, 1):
+      _fill(columns, row, start, ids, 1, number, len(prompt))
+      sources = [len(prompt) - 1, *range(start, start + len(ids) - 1)]
+      pairs = zip(sources, ids, strict=True)
+      own += [(*pair, 1 / len(ids), number) for pair in pairs]
+      start += len(ids)
+    places.append(own)
+  answer = np.array(answers, np.int32)
+  return columns | _places(places, choices=True) | {'answer': answer}
+
+
+def generation(prompts_ids, answers):
+  """Rows of prompts alone: ids, and how many of them there are."""
+  columns = _tokens(len(answers), _rounded(max(map(len, prompts_ids))))
+  for row, ids in enumerate(prompts_ids):
+    columns['ids'][row, : len(ids)] = ids
+  return {
+    'ids': columns['ids'],
+    'length': np.array(list(map(len, prompts_ids)), np.int32),
+    'answer': np.array(answers, np.int32),
+  }
+
+
+def padding(columns):
+  """The share of the tokens that are padding."""
+  return float(np.mean(columns['example'] == 0))
+
+
+def _tokens(num_rows, size):
+  names = ('ids', 'positions', 'example', 'option')
+  return {name: np.zeros((num_rows, size), np.int32) for name in names}
+
+
+def _fill(columns, row, start, ids, example, option, position):
+  stop = start + len(ids)
+  columns['ids'][row, start:stop] = ids
+  columns['positions'][row, start:stop] = position + np.arange(len(ids))
+  columns['example'][row, start:stop] = example
+  columns['option'][row, start:stop] = option
+
+
+def _places(places, choices):
+  """Columns of source, target, weight, choice, of each row's list of them."""
+  size = _rounded(max(map(len, places)))
+  columns = {
+    'source': np.zeros((len(places), size), np.int32),
+    'target': np.zeros((len(places), size), np.int32),
+    'weight': np.zeros((len(places), size), np.float32),
+    'choice': np.zeros((len(places), size), np.int32),
+  }
+  for row, own in enumerate(places):
+    for column, values in zip(
+      columns.values(), zip(*own, strict=True), strict=False
+    ):
+      column[row, : len(own)] = values
+  if not choices:
+    del columns['choice']
+  return columns
+
+
+def _rounded(size):
+  return -(-max(size, 1) // _ROUND) * _ROUND
