@@ -9,10 +9,14 @@ from flax import nnx
 from experiments import cache, checks, optimizers, parallel, train
 from experiments.configs import base
 from experiments.data import pipeline
-from experiments.studies import classification, segmentation
+from experiments.studies import classification, segmentation, vqa
 
 # By `config.task`: modules as `studies.base` describes them.
-KINDS = {'classification': classification, 'segmentation': segmentation}
+KINDS = {
+  'classification': classification,
+  'segmentation': segmentation,
+  'vqa': vqa,
+}
 
 
 def kind(config):

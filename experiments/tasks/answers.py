@@ -110,31 +110,41 @@ def consensus(scores, groups, size):
   return float(np.mean(shares)) if shares else math.nan
 
 
-def flips(predictions, groups, is_edited, difference=0):
-  """The share of edited images whose answer is not what the original's asks.
+def flips(predictions, truths, groups, is_edited):
+  """The share of edited images whose answer does not go with the original's.
+
+  Where the truth stays, the answer has to stay; where it is a number that
+  differs, the answer has to differ by as much.
 
   Args:
     predictions: N strings.
+    truths: N strings.
     groups: N strings, one for an original and what was made of it.
     is_edited: N bools; each group has one original.
-    difference: by how much an edited image's number is smaller; 0 for equal
-      answers of any kind.
   """
-  normal = list(map(normalise, predictions))
-  original = {
-    group: answer
-    for answer, group, edited in zip(normal, groups, is_edited, strict=True)
-    if not edited
+  rows = list(
+    zip(
+      map(normalise, predictions),
+      map(normalise, truths),
+      groups,
+      is_edited,
+      strict=True,
+    )
+  )
+  originals = {
+    group: (said, truth) for said, truth, group, edited in rows if not edited
   }
-
-  def expected(answer):
-    if difference and answer.isdecimal():
-      return str(int(answer) - difference)
-    return answer
-
   flipped = [
-    answer != expected(original[group])
-    for answer, group, edited in zip(normal, groups, is_edited, strict=True)
+    said != _expected(*originals[group], truth)
+    for said, truth, group, edited in rows
     if edited
   ]
   return float(np.mean(flipped))
+
+
+def _expected(said, truth, new_truth):
+  if truth == new_truth or not all(
+    map(str.isdecimal, (said, truth, new_truth))
+  ):
+    return said
+  return str(int(said) + int(new_truth) - int(truth))

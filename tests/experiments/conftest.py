@@ -2,8 +2,8 @@ import jax
 import pytest
 
 from experiments import parallel
-from experiments.models import clip, vit
-from tests.experiments import tiny_segmentation, tiny_study
+from experiments.models import clip, paligemma, vit
+from tests.experiments import tiny_segmentation, tiny_study, tiny_vqa
 
 # Where programs are judged, or run for longer than they compile.
 _OPTIMIZED = ('benchmark', 'compare', 'topology')
@@ -27,7 +27,8 @@ def one_device(monkeypatch):
 
 @pytest.fixture
 def tiny_clip(monkeypatch):
-  """The checkpoint of `make_reference`, in the place of CLIP ViT-B/16."""
+  """Checkpoints of `make_reference`, in the place of CLIP and PaliGemma."""
+  monkeypatch.setitem(paligemma.CONFIGS, 'paligemma_3b', tiny_vqa.PALIGEMMA)
   monkeypatch.setitem(vit.CONFIGS, 'clip_b16', tiny_study.CLIP)
   monkeypatch.setitem(clip.CONFIGS, 'clip_b16', tiny_study.TEXT)
   return tiny_study.CHECKPOINT
@@ -35,8 +36,9 @@ def tiny_clip(monkeypatch):
 
 @pytest.fixture(scope='session')
 def noise(tmp_path_factory):
-  """The images of `tiny_study`, and those of `tiny_segmentation`."""
+  """The images of `tiny_study`, `tiny_segmentation` and `tiny_vqa`."""
   folder = tmp_path_factory.mktemp('noise')
   tiny_study.write_images(folder)
   tiny_segmentation.write_masks(folder)
+  tiny_vqa.write_questions(folder)
   return folder

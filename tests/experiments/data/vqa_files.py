@@ -39,8 +39,12 @@ def write_pair(folder, names, questions, annotations):
 
 
 def write_image(file, seed=0):
+  rng = np.random.default_rng(seed)
+  write_pixels(file, rng.integers(0, 256, (20, 24, 3), np.uint8))
+
+
+def write_pixels(file, pixels):
   file.parent.mkdir(parents=True, exist_ok=True)
-  pixels = np.random.default_rng(seed).integers(0, 256, (20, 24, 3), np.uint8)
   Image.fromarray(pixels).save(file)
 
 

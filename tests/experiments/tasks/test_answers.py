@@ -86,9 +86,12 @@ def test_consensus():
 
 def test_flips():
   said = ['2', 'Two', '3', 'red', 'a red', 'blue']
+  truths = ['2'] * 3 + ['green'] * 3
   groups = ['a', 'a', 'a', 'b', 'b', 'b']
   edited = [False, True, True, False, True, True]
-  assert answers.flips(said, groups, edited) == 0.5
-  # One object fewer: of 2 and 3, neither is 1.
-  assert answers.flips(said[:3], groups[:3], edited[:3], 1) == 1
-  assert answers.flips(['3', '2'], 'aa', [False, True], 1) == 0
+  assert answers.flips(said, truths, groups, edited) == 0.5
+  # One object fewer: of 2 and 3, neither is 1; of 1 and 2, one is.
+  truths = ['5', '4', '4']
+  for three, expected in ((['2', 'two', '3'], 1), (['two', '1', '2'], 0.5)):
+    assert answers.flips(three, truths, 'aaa', edited[:3]) == expected
+  assert answers.flips(['no', 'no'], ['2', '1'], 'aa', [False, True]) == 0

@@ -1,0 +1,254 @@
+"""Questions about images, to a pretrained vision tower with a decoder."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from experiments import checks, evaluate, pictures
+from experiments.configs import vqa as configs
+from experiments.data import sources as data
+from experiments.data import vqa_rows
+from experiments.models import paligemma
+from experiments.pretrained import paligemma as pretrained
+from experiments.studies import base
+from experiments.tasks import vqa
+
+HEADS = ('tied', 'untied')
+FILES = ()
+STEP = ('image_size', 'text_length', 'answer_length', 'head')
+_KINDS = ('vqa', 'easy_vqa')  # of sources, with questions
+# Examples that a picture is chosen from, and how many it shows.
+_LOOKED_AT, _DRAWN = 64, 16
+
+defaults = configs.base
+
+
+def check(config):
+  """See `studies.base`.
+
+  Raises:
+    ValueError, OSError, ModuleNotFoundError: saying what to change.
+  """
+  _check_keys(config)
+  _check_sources(config)
+  opened = base.open_sets(config)
+  _check_apart(opened)
+  model = _model_config(config)
+  pretrained.check(model, config.model.pretrained)
+  encode = _encode(config, model)
+  for name, source in opened.items():
+    _check_lengths(config, name, source, encode)
+  for option in config.options:
+    if len(encode.tokenizer.encode(option)) >= config.answer_length:
+      raise ValueError(
+        f'config.options: {option!r} and its end have more tokens than '
+        f'config.answer_length, {config.answer_length}; raise it.'
+      )
+  return opened
+
+
+def build(config, sources):
+  """See `studies.base`.
+
+  Raises:
+    ValueError, OSError: of a checkpoint that is not this model's, or not there.
+  """
+  model_config = _model_config(config)
+  encode = _encode(config, model_config)
+  held_out = frozenset(q.picture for q in sources['val'].questions)
+  sets = {
+    name: vqa.AnsweredSet(
+      source,
+      [encode],
+      config.num_workers,
+      info=source.questions,
+      decode=encode.tokenizer.decode,
+      held_out=held_out,
+    )
+    for name, source in sources.items()
+  }
+  model = pretrained.load(
+    model_config, config.model.pretrained, untied=config.head == 'untied'
+  )
+  options = tuple(tuple(encode.answer(option)) for option in config.options)
+  return _parts(config, model, sets, encode.tokenizer.end, options)
+
+
+def shapes(config):
+  """See `studies.base`. No answer is given, and none has an end.
+
+  Raises:
+    ValueError: saying what to change.
+  """
+  _check_keys(config)
+  model = nnx.eval_shape(
+    lambda: paligemma.build(
+      _model_config(config), untied=config.head == 'untied', rngs=nnx.Rngs(0)
+    )
+  )
+  return _parts(config, model, {}, -1, ())
+
+
+def draw(config, tuning, params):
+  """See `studies.base`: of the first eval set, right answers and wrong ones."""
+  name, spec = next(iter(config.eval_sets.items()))
+  source = data.open_source(spec.to_dict(), config.data_dir)
+  whole = tuning.sets[name]
+  rows = np.linspace(0, len(source) - 1, min(_LOOKED_AT, len(source)))
+  rows = rows.round().astype(int)
+  some = dataclasses.replace(
+    whole,
+    source=[whole.source[row] for row in rows],
+    info=[whole.info[row] for row in rows],
+    num_workers=0,
+  )
+  outputs = evaluate.apply(
+    functools.partial(
+      _outputs, tuning.graphdef, tuning.task, params, tuning.frozen
+    ),
+    some,
+    config.eval_batch_size,
+    tuning.layout,
+  )
+  said, _ = tuning.task.answer(outputs, some)
+  scores = vqa.accuracies(said, some.info)
+  examples = [
+    (source[rows[i]]['image'], some.info[i], said[i], scores[i])
+    for i in _right_and_wrong(scores)
+  ]
+  return pictures.draw_answers(examples)
+
+
+def _right_and_wrong(scores):
+  """Rows: up to half of those drawn right, the others wrong, as there are."""
+  right, wrong = np.flatnonzero(scores >= 0.5), np.flatnonzero(scores < 0.5)
+  num_right = max(_DRAWN // 2, _DRAWN - len(wrong))
+  right = right[:num_right]
+  return np.concatenate([right, wrong[: _DRAWN - len(right)]])
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _outputs(graphdef, task, params, frozen, batch):
+  return task.outputs(nnx.merge(graphdef, params, frozen), batch)
+
+
+def _parts(config, model, sets, end, options):
+  size, number = config.image_size, jax.ShapeDtypeStruct((), jnp.int32)
+  example = {
+    'image': jax.ShapeDtypeStruct((size, size, 3), jnp.uint8),
+    'ids': jax.ShapeDtypeStruct((config.text_length,), jnp.int32),
+    'prefix': number,
+    'length': number,
+  }
+  task = vqa.VQA(
+    config.answer_length,
+    end,
+    options,
+    tuple(config.options),
+    tuple(config.metrics),
+  )
+  trained = _without_vision if config.first_block else ...
+  return base.Parts(task, model, trained, sets, example)
+
+
+def _without_vision(path, _):
+  return path[0] != 'vision'
+
+
+def _encode(config, model):
+  return vqa_rows.Encode(
+    pretrained.load_tokenizer(model, config.model.pretrained),
+    config.prompt,
+    config.separator,
+    config.image_size,
+    config.text_length,
+    config.answer_length,
+  )
+
+
+def _model_config(config):
+  """The `paligemma.PaliGemmaConfig` of the study."""
+  model = pretrained.model_config(config.model.name, config.model.pretrained)
+  changes = {key: config.model[key] for key in ('dtype', 'remat', 'scan')}
+  return paligemma.PaliGemmaConfig(
+    dataclasses.replace(model.vision, **changes),
+    dataclasses.replace(model.decoder, **changes),
+  )
+
+
+def _check_keys(config):
+  """What can be told without a file of data."""
+  for name in config.metrics:
+    checks.one_of('metrics', name, vqa.METRICS)
+  checks.one_of('head', config.head, HEADS)
+  checks.one_of('model.name', config.model.name, paligemma.CONFIGS)
+  checks.one_of('model.dtype', config.model.dtype, ('float32', 'bfloat16'))
+  if not config.model.pretrained:
+    raise ValueError('config.model.pretrained is empty; say where weights are.')
+  vision = _model_config(config).vision
+  if config.image_size < 1 or config.image_size % vision.patch_size:
+    raise ValueError(
+      f'config.image_size is {config.image_size}; it must be a multiple of '
+      f'{vision.patch_size}.'
+    )
+  if config.first_block not in (0, vision.depth):
+    raise ValueError(
+      f'config.first_block is {config.first_block}; it is 0, or '
+      f'{vision.depth}, where the vision tower is run once and not trained.'
+    )
+  if not 2 <= config.answer_length < config.text_length:
+    raise ValueError(
+      f'config.answer_length is {config.answer_length}; it is 2 or more, and '
+      f'below config.text_length, {config.text_length}.'
+    )
+  if config.prompt.count('{}') != 1:
+    raise ValueError(
+      f'config.prompt is {config.prompt!r}; it has one {{}}, for the question.'
+    )
+  checks.check_effects(RULES, config, defaults())
+
+
+def _check_sources(config):
+  for name, source in (
+    ('train', config.train),
+    ('val', config.val),
+    *((f'eval_sets.{k}', s) for k, s in config.eval_sets.items()),
+  ):
+    checks.one_of(f'{name}.kind', source.get('kind'), _KINDS)
+
+
+def _check_apart(opened):
+  """No set shows an image that is trained on; validation chooses the step."""
+  trained_on = {question.picture for question in opened['train'].questions}
+  for name, source in opened.items():
+    shared = trained_on & {question.picture for question in source.questions}
+    if shared and name != 'train':
+      raise ValueError(
+        f'train and {name} share {len(shared):,} images, one of them '
+        f'{min(shared)}; give them other sources.'
+      )
+
+
+def _check_lengths(config, name, source, encode):
+  room = config.text_length - config.answer_length
+  for text in {question.text for question in source.questions}:
+    if (length := len(encode.prefix(text))) > room:
+      raise ValueError(
+        f'{name}: the prompt of {text!r} has {length} tokens, and config.'
+        f'text_length less config.answer_length is {room}; raise text_length.'
+      )
+
+
+# Keys, whether they have an effect in a study, and if not, why and what to do.
+RULES = (
+  (
+    ('repeats',),
+    lambda c: False,
+    'the views of an example are all the same',
+    'raise config.num_steps',
+  ),
+)
