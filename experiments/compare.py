@@ -5,7 +5,8 @@ python -m experiments.compare [--config=STUDY[:ARG]] [--seeds=N] [--full]
 
 STUDY is a file of experiments/configs: elpv (the default), pacs, domainnet or
 imagenet. Prints a table; writes it, the rows, their histories and two pictures
-to config.output_dir.
+to config.output_dir. The same command goes on with a study that was stopped: a
+row that is written there is not run again.
 """
 
 import pathlib
@@ -13,7 +14,7 @@ import sys
 
 from absl import flags, logging
 
-from experiments import cli, report, runs, study
+from experiments import cli, report, resume, runs, study
 
 
 def configure(config, *, seeds=None, methods=None, full=False):
@@ -53,28 +54,24 @@ def configure(config, *, seeds=None, methods=None, full=False):
   return sources
 
 
-def run(config, fine_tuning, save=lambda rows: None):
-  """Runs every method of the config with every seed.
+def run(config, fine_tuning, saved):
+  """Runs every method of the config with every seed, but for what is there.
 
   Args:
     config: the study.
     fine_tuning: as `study.load` returns it.
-    save: called with all rows so far, whenever there is a new one.
-
-  Returns:
-    The rows: dicts of method, label, seed, metrics of 'val' and of every set,
-    deviation, shares of decisions selected and decayed, step, seconds, the
-    share of them that the step waited for data, history.
+    saved: a `resume.Saved`, to which every new row is added: dicts of method,
+      label, seed, metrics of 'val' and of every set, deviation, shares of
+      decisions selected and decayed, step, seconds, the share of them that the
+      step waited for data, history.
   """
-  rows = []
-  methods = _in_order(config.methods)
+  methods = config.methods
   for method in methods.values():
     runs.adapt(fine_tuning, method, 0)  # refuses one before others have run
-  wanted = {m.starts_from for m in methods.values()}
-  wanted |= {m.average_of for m in methods.values()}
-  trained = sum(bool(method.optimizer) for method in methods.values())
-  total = config.num_seeds * trained * config.num_steps
-  with cli.progress(total, 'training', 'step') as bar:
+  todo = missing(config, saved)
+  needed = {(_parent(methods[name]), seed) for name, seed in todo}
+  trained = sum(bool(methods[name].optimizer) for name, _ in todo)
+  with cli.progress(trained * config.num_steps, 'training', 'step') as bar:
 
     def count(history, layers):
       del layers
@@ -83,27 +80,53 @@ def run(config, fine_tuning, save=lambda rows: None):
       bar.set_postfix(loss=f'{history[-1]["loss"]:.3f}', refresh=False)
       bar.update()
 
-    for seed in range(config.num_seeds):
-      done = {}
-      for name, method in methods.items():
-        label = report.label(method)
-        if method.optimizer:
-          bar.set_description(f'{label}, seed {seed}: compilation')
-        if method.average_of:
-          tuning, averaged = done[method.average_of]
-          result = runs.average(config, tuning, name, averaged)
-        else:
-          tuning = runs.adapt(fine_tuning, method, seed)
-          start = None
-          if method.starts_from:
-            start = done[method.starts_from][1].params
-          result = runs.run(config, tuning, name, seed, start, count)
-        if name in wanted:
-          done[name] = tuning, result
-        bar.set_description(f'{label}, seed {seed}: evaluation')
-        rows.append(runs.row(config, tuning, name, seed, result))
-        save(rows)
-  return rows
+    for name, seed in todo:
+      method = methods[name]
+      label = report.label(method)
+      if method.optimizer:
+        bar.set_description(f'{label}, seed {seed}: compilation')
+      tuning = runs.adapt(fine_tuning, method, seed)
+      start = None
+      if parent := _parent(method):
+        of_parent = runs.adapt(fine_tuning, methods[parent], seed)
+        start = saved.restore(of_parent, parent, seed)
+      if method.average_of:
+        tuning = of_parent
+        result = runs.average(config, tuning, name, start)
+      else:
+        start = start and start.params
+        result = runs.run(config, tuning, name, seed, start, count)
+      if (name, seed) in needed:
+        saved.keep(name, seed, result)
+      bar.set_description(f'{label}, seed {seed}: evaluation')
+      if not saved.has(name, seed):
+        saved.add(runs.row(config, tuning, name, seed, result))
+  saved.forget()
+
+
+def missing(config, saved):
+  """What is to be run, (method, seed): parents before what needs them.
+
+  A run that others start from or average is repeated where neither they nor its
+  params are there, but its row is.
+  """
+  methods = _in_order(config.methods)
+  found = []
+  for seed in range(config.num_seeds):
+    # Children first: what they need is known then.
+    own = set()
+    for name in reversed(methods):
+      is_needed = any(_parent(methods[child]) == name for child in own)
+      if not saved.has(name, seed) or (
+        is_needed and not saved.is_kept(name, seed)
+      ):
+        own.add(name)
+    found += [(name, seed) for name in methods if name in own]
+  return found
+
+
+def _parent(method):
+  return method.average_of or method.starts_from
 
 
 def _in_order(methods):
@@ -134,14 +157,12 @@ def compare(config, sources):
   title = _title(config)
   print(title, flush=True)
   folder = pathlib.Path(config.output_dir)
-  about = runs.provenance(config, title)
-
-  def save(rows):
-    report.write_jsonl(folder / 'rows.jsonl', [{**about, **r} for r in rows])
-    everything = {**about, 'config': config.to_dict(), 'rows': rows}
-    report.write_json(folder / 'results.json', everything)
-
-  rows = run(config, study.load(config, sources, cli.progress), save)
+  saved = resume.Saved(config, runs.provenance(config, title))
+  if saved.rows:
+    print(f'{folder}/ has {len(saved.rows)} rows, which are not run again.')
+  if missing(config, saved):
+    run(config, study.load(config, sources, cli.progress), saved)
+  rows = saved.rows
   table = report.table(rows, config.means)
   report.write(folder / 'table.md', table + '\n')
   report.plot_plane(rows, config.means, folder / 'plane.png', title)

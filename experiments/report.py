@@ -59,7 +59,7 @@ def columns(rows, means):
   first metric of the other sets.
 
   Args:
-    rows: of a study, as `compare.run` makes them.
+    rows: of a study, as `compare.run` describes them.
     means: `{name: the sets to average}`.
 
   Returns:
@@ -177,20 +177,22 @@ def _cell(name, values):
   return f'{mean:.3f}{spread}'
 
 
-def table(rows, means):
+def table(rows, means, titles=None):
   """A Markdown table, a line a method: means over seeds, ± one deviation.
 
   Args:
     rows: of a study.
     means: as `columns` takes them.
+    titles: of the columns; None for all.
   """
-  titles = columns(rows, means)
-  lines = [list(titles)]
+  values = columns(rows, means)
+  titles = titles or list(values)
+  lines = [titles]
   for group_rows in group(rows):
     lines.append(
       [
-        _cell(name, [get(row) for row in group_rows])
-        for name, get in titles.items()
+        _cell(title, [values[title](row) for row in group_rows])
+        for title in titles
       ]
     )
   return markdown(lines)
@@ -256,6 +258,8 @@ def empty_figure(width, height):
 def plot_plane(rows, means, path, title):
   """ID against OOD: a point a method, its seeds in faint.
 
+  Where no set is OOD, ID against the distance.
+
   Args:
     rows: of a study.
     means: as `columns` takes them; the first one is drawn, or all OOD sets'.
@@ -266,18 +270,21 @@ def plot_plane(rows, means, path, title):
   id_set, *others = [name for name in by_set if name != 'val']
   metric = next(iter(by_set[id_set]))
   ood, set_names = next(iter(means.items()), (', '.join(others), others))
+  x, y = _value(id_set, metric), _mean(set_names, metric)
+  y_label = f'{ood} {_TITLES.get(metric, metric)} (higher is better)'
+  if not others:
+    y, y_label = operator.itemgetter('deviation'), '‖θ-θ₀‖'
   figure = empty_figure(9.6, 5.6)
   axes = figure.subplots()
   for i, group_rows in enumerate(group(rows)):
     label = group_rows[0]['label']
-    x, y = _value(id_set, metric), _mean(set_names, metric)
     points = np.array([(x(row), y(row)) for row in group_rows])
     style = _style(i)
     if len(points) > 1:
       axes.scatter(*points.T, s=30, alpha=0.3, linewidths=0, **style)
     axes.scatter(*points.mean(0), s=130, label=label, zorder=3, **style)
   axes.set_xlabel(f'{id_set} {_TITLES.get(metric, metric)} (higher is better)')
-  axes.set_ylabel(f'{ood} {_TITLES.get(metric, metric)} (higher is better)')
+  axes.set_ylabel(y_label)
   figure.suptitle(title)
   axes.grid(alpha=0.3)
   figure.legend(loc='outside right center')

@@ -9,7 +9,7 @@ import pytest
 from flax import linen
 from flax.training.train_state import TrainState
 
-from experiments import benchmark, report, topology
+from experiments import docs
 from experiments.configs import base, elpv
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -86,78 +86,42 @@ def test_links_lead_somewhere(name):
       assert not heading or heading in anchors(target), heading
 
 
-def table(page, title):
-  """The cells of the table whose first title it is."""
-  text = (ROOT / page).read_text()
-  lines = text[text.index(f'\n| {title} ') :].strip().split('\n\n')[0]
-  cells = [
-    [cell.strip() for cell in line.split('|')[1:-1]]
-    for line in lines.splitlines()
-  ]
-  return [cells[0], *cells[2:]]  # without the rule
-
-
-@pytest.mark.parametrize(
-  'name', ['elpv', 'elpv_lora', 'pacs_photo', 'pacs_art_painting']
-)
-def test_tables_are_those_of_the_rows(name):
-  rows = report.read_jsonl(RESULTS / f'{name}.jsonl')
-  page = (ROOT / 'experiments/README.md').read_text()
-  assert report.table(rows, rows[0]['means']) in page
-
-
-def test_the_main_job_s_table_is_a_part_of_the_whole():
-  titles, *short = table('README.md', 'method')
-  whole_titles, *whole = table('experiments/README.md', 'method')
-  places = [whole_titles.index(title) for title in titles]
-  assert short == [[row[i] for i in places] for row in whole]
-
-
-@pytest.mark.parametrize(
-  ('module', 'name', 'page'),
-  [
-    (benchmark, 'benchmark', 'experiments/COST.md'),
-    (topology, 'slices', 'experiments/PODS.md'),
-  ],
-)
-def test_the_tables_of_costs_are_those_of_their_rows(module, name, page):
-  rows = report.read_jsonl(RESULTS / f'{name}.jsonl')
-  assert module.table(rows) in (ROOT / page).read_text()
-
-
-def costs(case, topology=None):
-  """The first rows of a case on a machine: AdamW's and the two of SPD."""
-  rows = report.read_jsonl(RESULTS / 'benchmark.jsonl')
+def test_tables_and_numbers_are_those_of_the_rows(capsys):
+  docs.main(['--check'])
+  assert not capsys.readouterr().out
   found = [
-    row
-    for row in rows
-    if row['case'].startswith(case) and row.get('topology') == topology
+    name
+    for page in docs.PAGES
+    for name in re.findall(
+      r'^<!-- table: (.*) -->\n\n\| ', (ROOT / page).read_text(), re.MULTILINE
+    )
   ]
-  methods = ('adamw', 'adam_spd', 'chain')
-  return [next(r for r in found if r['method'] == m) for m in methods]
+  assert set(found) >= {*docs.TABLES, 'elpv', 'elpv_lora', 'pacs_photo'}
+  files = {path.stem for path in RESULTS.glob('*.jsonl')}
+  of_files = {'costs': 'benchmark'}.get
+  assert files - {'growth'} == {of_files(n, n) for n in found if ',' not in n}
 
 
-def test_the_costs_in_short():
-  found = [
-    [row['ratio'] for row in costs(case)[1:]]
-    for case in ('train', 'LoRA', 'optimizer')
-  ]
-  adamw, *spd = (row['hbm_bytes'] for row in costs('optimizer', 'v5e:2x2'))
-  found.append([size / adamw for size in spd])
-  _, *lines = table('README.md', 'times')
-  assert [cells for _, *cells in lines] == [
-    [f'{ratio:.2f}' for ratio in ratios] for ratios in found
-  ]
-
-
-def test_the_passes_over_the_params():
-  def passes(topology):
-    for row in costs('optimizer', topology):
-      share = row['devices'] if row['layout'] == 'fsdp' else 1
-      yield f'{row["hbm_bytes"] * share / row["params"] / 4:.1f}'  # float32
-
-  _, *lines = table('experiments/COST.md', 'passes')
-  columns = [passes(topology) for topology in (None, 'v5e:2x2', 'v5e:4x4')]
-  assert [tuple(cells) for _, _, *cells in lines] == list(
-    zip(*columns, strict=True)
+def test_a_number_without_a_row_is_told(tmp_path, monkeypatch, capsys):
+  (tmp_path / 'experiments').mkdir()
+  for page in docs.PAGES:
+    (tmp_path / page).write_text((ROOT / page).read_text())
+  monkeypatch.setattr(docs, '_ROOT', tmp_path)
+  readme = tmp_path / 'README.md'
+  text = readme.read_text()
+  readme.write_text(
+    text.replace('| Adam-SPD 1   | 0.852', '| Adam-SPD 1   | 0.952')
+    + '\nSPD gains .123, or 1.456 times, with jax 0.10.2 and `rate=0.789`.\n'
   )
+  with pytest.raises(SystemExit, match='1'):
+    docs.main(['--check'])
+  assert capsys.readouterr().out.splitlines() == [
+    'README.md: a table is not what its rows say; run without --check.',
+    'README.md: no table of it has .123, 1.456.',
+  ]
+  assert '0.952' in readme.read_text()
+  with pytest.raises(SystemExit, match='1'):
+    docs.main([])
+  assert '| Adam-SPD 1   | 0.852' in readme.read_text()
+  with pytest.raises(SystemExit, match='--check'):
+    docs.main(['--force'])

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 
-_ABOVE = {'norm', 'projection', 'head'}  # names of what follows the blocks
+# Names of what follows the blocks.
+_ABOVE = {'norm', 'projection', 'unembed', 'head'}
 
 
 def layer_axes(params):

@@ -125,14 +125,8 @@ def attention(q_BxTxHxK, k_BxSxHxK, v_BxSxHxK, *, causal=False):
     v_BxSxHxK: values.
     causal: whether no token sees those behind it; then T = S.
   """
-  *_, T, _, K = q_BxTxHxK.shape
-  if (
-    q_BxTxHxK.dtype in (jnp.bfloat16, jnp.float16)
-    and k_BxSxHxK.shape[1] == T
-    and K % 8 == 0
-    and K <= 128
-    and _has_cudnn()
-  ):
+  K = q_BxTxHxK.shape[-1]
+  if _suits_cudnn(q_BxTxHxK, k_BxSxHxK.shape[1]):
     return _cudnn_attention(q_BxTxHxK, k_BxSxHxK, v_BxSxHxK, causal)
   logits = jnp.einsum(
     'bthk,bshk->bhts',
@@ -145,6 +139,45 @@ def attention(q_BxTxHxK, k_BxSxHxK, v_BxSxHxK, *, causal=False):
     logits = jnp.where(seen, logits, -jnp.inf)
   weights = jax.nn.softmax(logits).astype(v_BxSxHxK.dtype)
   return jnp.einsum('bhts,bshk->bthk', weights, v_BxSxHxK)
+
+
+def grouped_attention(q_BxTxHxK, k_BxSxGxK, v_BxSxGxK, mask=None):
+  """`attention` of H heads that share G of keys and values, [B, T, H, K].
+
+  Query head h asks head h G // H; every token sees one at least.
+
+  Args:
+    q_BxTxHxK: queries.
+    k_BxSxGxK: keys.
+    v_BxSxGxK: values.
+    mask: bool, broadcast to [B, 1, T, S]: what each token sees; None for itself
+      and what is before it, and then T = S.
+  """
+  B, T, H, K = q_BxTxHxK.shape
+  S, G = k_BxSxGxK.shape[1:3]
+  if _suits_cudnn(q_BxTxHxK, S) and T % 2 == 0:
+    return jax.nn.dot_product_attention(
+      q_BxTxHxK,
+      k_BxSxGxK,
+      v_BxSxGxK,
+      mask=mask,
+      is_causal=mask is None,
+      implementation='cudnn',
+    )
+  if mask is None:
+    mask = np.tri(T, dtype=bool)
+  logits = jnp.einsum(
+    'btgrk,bsgk->bgrts',
+    q_BxTxHxK.reshape(B, T, G, H // G, K) / math.sqrt(K),
+    k_BxSxGxK,
+    preferred_element_type=jnp.float32,
+  )
+  mask = jnp.broadcast_to(mask, (B, 1, T, S))[:, :, None]
+  weights = jax.nn.softmax(jnp.where(mask, logits, -jnp.inf))
+  mixed = jnp.einsum(
+    'bgrts,bsgk->btgrk', weights.astype(v_BxSxGxK.dtype), v_BxSxGxK
+  )
+  return mixed.reshape(B, T, H, K)
 
 
 def _cudnn_attention(q, k, v, causal):
@@ -164,6 +197,18 @@ def _cudnn_attention(q, k, v, causal):
     implementation='cudnn',
   )
   return mixed[:, :T]
+
+
+def _suits_cudnn(q_BxTxHxK, S):
+  """Whether cuDNN's fused attention is of such queries, of S keys."""
+  *_, T, _, K = q_BxTxHxK.shape
+  return (
+    q_BxTxHxK.dtype in (jnp.bfloat16, jnp.float16)
+    and S == T
+    and K % 8 == 0
+    and K <= 128
+    and _has_cudnn()
+  )
 
 
 def _has_cudnn():

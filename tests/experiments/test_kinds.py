@@ -13,6 +13,7 @@ from experiments import (
   main,
   optimizers,
   parallel,
+  resume,
   runs,
   study,
   topology,
@@ -91,8 +92,9 @@ def test_a_study_and_its_runs_have_the_same_rows(config, capsys):
   """`compare`, and `main` method by method."""
   config.update(num_steps=4, eval_every=2)
   sources = compare.configure(config, seeds=1)
-  found = compare.run(config, study.load(config, sources, cli.progress))
-  table = {row['method']: row for row in found}
+  saved = resume.Saved(config, {})
+  compare.run(config, study.load(config, sources, cli.progress), saved)
+  table = {row['method']: row for row in saved.rows}
   assert set(table) == set(config.methods)
   rows = []
   for name in ('zero_shot', 'adamw', 'lora', 'lora_after'):
@@ -116,10 +118,10 @@ def test_a_study_and_its_runs_have_the_same_rows(config, capsys):
 def test_lora_of_nothing_is_refused_before_anything_is_trained(config):
   config.methods.lora_spd.lora_modules = 'nothing'
   fine_tuning = study.load(config, study.check(config), cli.progress)
-  saved = []
+  saved = resume.Saved(config, {})
   with pytest.raises(ValueError, match="'nothing' matches no whole path of th"):
-    compare.run(config, fine_tuning, saved.append)
-  assert not saved
+    compare.run(config, fine_tuning, saved)
+  assert not saved.rows
 
 
 def test_an_adapted_model_is_its_merged_one(config):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets
 
-from experiments import cli, compare, study
+from experiments import cli, compare, resume, study
 from experiments.configs import domainnet, imagenet, pacs
 from experiments.data import folders
 from tests.experiments.data import files, prepared
@@ -29,12 +29,12 @@ def run(config, data_dir, capsys, methods=None, **changes):
     num_workers=0,
     **changes,
   )
-  found = []
   opened = compare.configure(config, methods=methods)
   fine_tuning = study.load(config, opened, cli.progress)
-  rows = compare.run(config, fine_tuning, found.append)
+  saved = resume.Saved(config, {})
+  compare.run(config, fine_tuning, saved)
   capsys.readouterr()
-  return {row['method']: row for row in rows}, fine_tuning.sets
+  return {row['method']: row for row in saved.rows}, fine_tuning.sets
 
 
 def check(rows, sets):

@@ -1,0 +1,135 @@
+"""A study that is stopped goes on where it was."""
+
+import json
+import pathlib
+
+import pytest
+
+from experiments import compare, runs, study
+from experiments.configs import base
+from tests.experiments import kinds, toy
+
+
+class Stop(Exception):  # noqa: N818
+  """As a kill does, it leaves what is on disk."""
+
+
+@pytest.fixture(autouse=True)
+def installed(monkeypatch):
+  monkeypatch.setitem(study.KINDS, 'regression', toy)
+
+
+@pytest.fixture
+def config(tmp_path):
+  config = kinds.tiny('regression', tmp_path)
+  config.update(
+    output_dir=str(tmp_path / 'runs'), num_steps=4, eval_every=2, num_seeds=2
+  )
+  return config
+
+
+@pytest.fixture
+def started(monkeypatch):
+  """The runs that were started, (method, seed); `stop_at` ends one of them."""
+
+  class Started(list):
+    stop_at = None
+
+  started, run = Started(), runs.run
+
+  def counted(config, tuning, name, seed, *args):
+    started.append((name, seed))
+    if started.stop_at == len(started):
+      raise Stop
+    return run(config, tuning, name, seed, *args)
+
+  monkeypatch.setattr(runs, 'run', counted)
+  return started
+
+
+def finish(config):
+  compare.compare(config, compare.configure(config))
+  results = json.loads(
+    (pathlib.Path(config.output_dir) / 'results.json').read_text()
+  )
+  return {(row['method'], row['seed']): row for row in results['rows']}
+
+
+def same(row):
+  return {k: row[k] for k in row if k not in ('seconds', 'waiting', 'command')}
+
+
+def test_no_row_is_run_twice_wherever_it_stops(config, started, tmp_path):
+  whole = finish(config)
+  everything = list(started)
+  assert len(whole) == 2 * len(config.methods)
+  assert len(everything) == len(set(everything)) < len(whole)
+  config.output_dir = str(tmp_path / 'again')
+  del started[:]
+  for stop_at in range(1, len(everything) + 1):
+    started.stop_at = len(started) + 2  # each time one is run, the next stops
+    try:
+      found = finish(config)
+    except Stop:
+      last = started.pop()
+      assert last == everything[stop_at]
+  assert list(started) == everything
+  assert found.keys() == whole.keys()
+  assert [*map(same, found.values())] == [*map(same, whole.values())]
+  names = {path.name for path in (tmp_path / 'again').iterdir()}
+  assert names == {path.name for path in (tmp_path / 'runs').iterdir()}
+  assert 'params' not in names
+
+
+def test_more_methods_and_seeds_go_on(config, started, tmp_path, monkeypatch):
+  methods = config.methods.to_dict()
+  for name in set(methods) - {'zero_shot', 'lora'}:
+    del config.methods[name]
+  config.num_seeds = 1
+  first = finish(config)
+  config.methods = base._ordered()
+  config.methods.update(methods)
+  config.num_seeds = 2
+  config.update(title='another', num_workers=3)
+  config.eval_batch_size = 8
+  del started[:]
+  rows = finish(config)
+  assert len(rows) == 2 * len(methods)
+  assert first.items() <= rows.items()
+  assert ('zero_shot', 0) not in started
+  # Its row stays, but others start from it.
+  assert started.count(('lora', 0)) == 1
+  # Nothing is left to run: nothing is loaded.
+  monkeypatch.setattr(study, 'load', None)
+  assert finish(config) == rows
+  # Nor is what is not asked for lost.
+  del config.methods['adamw']
+  assert finish(config) == rows
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    (
+      {'learning_rate': 0.5},
+      r'config\.learning_rate is 0\.01; here it is 0\.5',
+    ),
+    ({'width': 4}, r'config\.width is 8; here it is 4: set --config\.output_d'),
+    ({'methods.spd_1.spd': 2.0}, r'methods\.spd_1\.spd is 1\.0; here it is 2'),
+  ],
+)
+def test_another_study_in_the_folder_is_refused(config, changes, message):
+  rows = finish(config)
+  config.update_from_flattened_dict(changes)
+  with pytest.raises(ValueError, match=message):
+    finish(config)
+  (written,) = pathlib.Path(config.output_dir).glob('results.json')
+  assert len(json.loads(written.read_text())['rows']) == len(rows)
+
+
+@pytest.mark.parametrize('text', ['{', '[]', '{"rows": [], "config": 1}'])
+def test_a_damaged_file_is_told(config, text, tmp_path):
+  (tmp_path / 'runs').mkdir()
+  (tmp_path / 'runs/results.json').write_text(text)
+  with pytest.raises(ValueError, match=r'results\.json cannot be gone on with'):
+    finish(config)
