@@ -8,7 +8,7 @@ import dataclasses
 
 from flax import nnx
 
-from experiments.models import gemma, vision_language, vit
+from experiments.models import llama, vision_language, vit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,11 +17,11 @@ class PaliGemmaConfig:
 
   Attributes:
     vision: SigLIP's.
-    decoder: Gemma's.
+    decoder: Gemma's, by the options of LLaMA's.
   """
 
   vision: vit.ViTConfig
-  decoder: gemma.GemmaConfig
+  decoder: llama.LlamaConfig
 
 
 CONFIGS = {
@@ -40,7 +40,7 @@ CONFIGS = {
       activation='gelu_tanh',
       class_token=False,
     ),
-    gemma.GemmaConfig(
+    llama.LlamaConfig(
       vocab_size=257_216,
       width=2048,
       depth=18,
@@ -48,6 +48,13 @@ CONFIGS = {
       num_kv_heads=1,
       head_dim=256,
       mlp_dim=16_384,
+      eps=1e-6,
+      rope_theta=10_000.0,
+      context_length=8192,
+      tied=True,
+      activation='gelu_tanh',
+      unit_offset=True,
+      scaled_embeddings=True,
     ),
   ),
 }
@@ -63,7 +70,7 @@ def build(config, *, untied=False, rngs: nnx.Rngs):
   """
   return vision_language.VisionLanguage(
     vit.ViT(config.vision, rngs=rngs),
-    gemma.Gemma(config.decoder, rngs=rngs),
+    llama.Llama(config.decoder, rngs=rngs),
     is_prefix_lm=True,
     untied=untied,
     rngs=rngs,

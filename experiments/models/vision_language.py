@@ -9,7 +9,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import lax
+
+from experiments.models import generate
 
 
 class Prompts(NamedTuple):
@@ -34,7 +35,7 @@ class VisionLanguage(nnx.Module):
   Attributes:
     vision: a `vit.ViT`; its class token is left out.
     projector: Linear, from its width to the decoder's.
-    decoder: such as a `gemma.Gemma`.
+    decoder: a `llama.Llama`.
     is_prefix_lm: whether image and prompt see all of one another, as PaliGemma
       was pretrained; else no token sees those behind it.
     head: Linear, an untied copy of the decoder's head, where that is trained.
@@ -61,30 +62,20 @@ class VisionLanguage(nnx.Module):
     tokens = self.vision(config.normalize(images_BxHxWx3))
     return tokens[:, config.num_prefix_tokens :]
 
-  def embed(self, prompts):
-    """[B, S, D] of images and text, and the positions [B, S]."""
-    image_BxPxD = self.projector(prompts.features)
-    text_BxTxD = self.decoder.embed(prompts.ids)
-    x = jnp.concatenate([image_BxPxD.astype(text_BxTxD.dtype), text_BxTxD], 1)
-    positions = jnp.arange(x.shape[1])
-    return x, jnp.broadcast_to(positions, x.shape[:2])
+  def embed(self, ids):
+    """Ids of text [...] -> [..., D]."""
+    return self.decoder.embed(ids)
 
-  def mask(self, prompts):
-    """[B, S, S], what each token sees."""
-    P, T = prompts.features.shape[1], prompts.ids.shape[1]
-    place = jnp.arange(P + T)
-    seen = place <= place[:, None]
-    if self.is_prefix_lm:
-      prefix = place < P + prompts.prefix[:, None]
-      seen = seen | prefix[:, None]
-    return seen & (place < P + prompts.length[:, None])[:, None]
+  def extend(self, x_BxTxD, positions_BxT, mask, cache, slot):
+    """As `llama.Llama.extend`."""
+    return self.decoder.extend(x_BxTxD, positions_BxT, mask, cache, slot)
 
   def logits(self, x):
-    """[..., D] of the decoder's blocks -> [..., V] float32."""
-    if hasattr(self, 'head'):
-      with jax.named_scope('head'):
-        return self.head(self.decoder.features(x))
-    return self.decoder.logits(x)
+    """What leaves the decoder's blocks, [..., D] -> float32 [..., V]."""
+    if not hasattr(self, 'head'):
+      return self.decoder.logits(x)
+    with jax.named_scope('head'):
+      return self.head(self.decoder.norm(x).astype(jnp.float32))
 
   def answer_logits(self, prompts, length):
     """Logits of the tokens behind each prompt, [B, A, V].
@@ -93,20 +84,50 @@ class VisionLanguage(nnx.Module):
       prompts: the `Prompts`, with the answers behind them.
       length: A.
     """
-    x, positions = self.embed(prompts)
-    x = self.decoder.encode(x, positions, self.mask(prompts))
+    x_BxSxD, positions = self._join(prompts)
+    x_BxSxD = self.decoder.encode(x_BxSxD, positions, self._mask(prompts))
     before = prompts.features.shape[1] + prompts.prefix[:, None] - 1
-    places = jnp.minimum(before + jnp.arange(length), x.shape[1] - 1)
-    return self.logits(jnp.take_along_axis(x, places[..., None], 1))
+    places = jnp.minimum(before + jnp.arange(length), x_BxSxD.shape[1] - 1)
+    return self.logits(jnp.take_along_axis(x_BxSxD, places[..., None], 1))
 
-  def prefill(self, prompts, more):
-    """Logits of the first token behind each prompt [B, V], and the cache."""
-    asked = prompts._replace(length=prompts.prefix)
-    x, positions = self.embed(asked)
-    x, cache = self.decoder.prefill(x, positions, self.mask(asked), more)
-    last = prompts.features.shape[1] + prompts.prefix - 1
-    x = jnp.take_along_axis(x, last[:, None, None], 1)[:, 0]
-    return self.logits(x), cache
+  def read(self, prompts, more):
+    """The `generate.Prompt` of the prompts; what follows them is not seen.
+
+    Args:
+      prompts: the `Prompts`.
+      more: room for tokens to come, behind all S.
+    """
+    prompts = prompts._replace(length=prompts.prefix)
+    x_BxSxD, positions = self._join(prompts)
+    x_BxSxD, cache = self.decoder.prefill(
+      x_BxSxD, positions, self._mask(prompts), more
+    )
+    first = prompts.features.shape[1] + prompts.prefix
+    last = jnp.take_along_axis(x_BxSxD, first[:, None, None] - 1, 1)[:, 0]
+    slots = jnp.arange(positions.shape[1] + more)
+    seen = slots < first[:, None]
+    return generate.Prompt(self.logits(last), cache, seen, first)
+
+  def _join(self, prompts):
+    """[B, S, D] of images and text, and the positions [B, S]."""
+    image_BxPxD = self.projector(prompts.features)
+    text_BxTxD = self.embed(prompts.ids)
+    x_BxSxD = jnp.concatenate(
+      [image_BxPxD.astype(text_BxTxD.dtype), text_BxTxD], 1
+    )
+    positions = jnp.arange(x_BxSxD.shape[1])
+    return x_BxSxD, jnp.broadcast_to(positions, x_BxSxD.shape[:2])
+
+  def _mask(self, prompts):
+    """[B, 1, S, S], what each token sees."""
+    P, T = prompts.features.shape[1], prompts.ids.shape[1]
+    place = jnp.arange(P + T)
+    seen = place <= place[:, None]
+    if self.is_prefix_lm:
+      prefix = place < P + prompts.prefix[:, None]
+      seen = seen | prefix[:, None]
+    is_text = place < P + prompts.length[:, None]
+    return (seen & is_text[:, None])[:, None]
 
 
 def greedy(model, prompts, length, end):
@@ -114,38 +135,15 @@ def greedy(model, prompts, length, end):
 
   Args:
     model: a `VisionLanguage`.
-    prompts: the `Prompts`; what follows them is not looked at.
+    prompts: the `Prompts`.
     length: A, of the answers.
     end: id of the token that ends an answer; it fills up what is behind it.
 
   Returns:
     int32 [B, A].
   """
-  S = prompts.features.shape[1] + prompts.ids.shape[1]
-  first = prompts.features.shape[1] + prompts.prefix  # position of token 0
-  logits, cache = model.prefill(prompts, length)
-  place = jnp.arange(S + length)
-
-  def step(carry, i):
-    token_B, is_done_B, cache = carry
-    x = model.decoder.embed(token_B[:, None])
-    # The prompt, and what was said so far.
-    seen = (place < first[:, None]) | ((place >= S) & (place <= S + i))
-    x, cache = model.decoder.extend(
-      x, (first + i)[:, None], seen[:, None], cache, S + i
-    )
-    token_B, is_done_B = choose(model.logits(x[:, 0]), is_done_B)
-    return (token_B, is_done_B, cache), token_B
-
-  def choose(logits, is_done_B):
-    token_B = jnp.where(is_done_B, end, logits.argmax(-1)).astype(jnp.int32)
-    return token_B, is_done_B | (token_B == end)
-
-  token_B, is_done_B = choose(logits, jnp.zeros(len(first), bool))
-  _, tokens = lax.scan(
-    step, (token_B, is_done_B, cache), jnp.arange(length - 1)
-  )
-  return jnp.concatenate([token_B[:, None], tokens.T], 1)
+  prompt = model.read(prompts, length - 1)
+  return generate.greedy_from(model, prompt, length, end)
 
 
 def option_scores(model, prompts, options_KxA, weights_KxA):
@@ -157,31 +155,24 @@ def option_scores(model, prompts, options_KxA, weights_KxA):
     options_KxA: int, ids of the options.
     weights_KxA: 1 for a token, 0 for padding behind it.
   """
-  K, A = options_KxA.shape
-  B = len(prompts.ids)
-  S = prompts.features.shape[1] + prompts.ids.shape[1]
-  first = prompts.features.shape[1] + prompts.prefix
-  logits_BxV, cache = model.prefill(prompts, K * A)
-  x_BxNxD = jnp.broadcast_to(
-    model.decoder.embed(options_KxA.reshape(-1)),
-    (B, K * A, model.decoder.config.width),
-  )
+  (B, T), (K, A) = prompts.ids.shape, options_KxA.shape
+  prompt = model.read(prompts, K * A)
   option, token = jnp.divmod(jnp.arange(K * A), A)
   # An option sees the prompt and itself.
   own = (option == option[:, None]) & (token <= token[:, None])
-  prompt = jnp.arange(S) < first[:, None]
-  mask = jnp.concatenate(
-    [
-      jnp.broadcast_to(prompt[:, None], (B, K * A, S)),
-      jnp.broadcast_to(own, (B, K * A, K * A)),
-    ],
-    -1,
+  S = prompts.features.shape[1] + T
+  own = jnp.pad(own, [(0, 0), (S, 0)])
+  x_BxNxD = model.embed(options_KxA.reshape(-1))
+  x_BxNxD = jnp.broadcast_to(x_BxNxD, (B, *x_BxNxD.shape))
+  x_BxNxD, _ = model.extend(
+    x_BxNxD,
+    prompt.positions[:, None] + token,
+    (prompt.seen[:, None] | own)[:, None],
+    prompt.cache,
+    S,
   )
-  x_BxNxD, _ = model.decoder.extend(
-    x_BxNxD, first[:, None] + token, mask, cache, S
-  )
-  rows_BxKxAxD = x_BxNxD.reshape(B, K, A, -1)
-  behind = jax.nn.log_softmax(model.logits(rows_BxKxAxD[:, :, :-1]))
-  start = jax.nn.log_softmax(logits_BxV)[:, options_KxA[:, 0]]
+  x_BxKxAxD = x_BxNxD.reshape(B, K, A, -1)
+  behind = jax.nn.log_softmax(model.logits(x_BxKxAxD[:, :, :-1]))
+  start = jax.nn.log_softmax(prompt.logits)[:, options_KxA[:, 0]]
   picked = jnp.take_along_axis(behind, options_KxA[None, :, 1:, None], -1)
   return start + (picked[..., 0] * weights_KxA[:, 1:]).sum(-1)
