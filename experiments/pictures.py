@@ -59,7 +59,7 @@ def draw_answers(examples, columns=4):
   """
   lines = -(-len(examples) // columns)
   figure = report.empty_figure(3.0 * columns, 3.4 * lines + 0.6)
-  axes = figure.subplots(lines, columns, squeeze=False).flat
+  axes = list(figure.subplots(lines, columns, squeeze=False).flat)
   for place in axes:
     place.set_axis_off()
   for place, (image, question, said, score) in zip(
