@@ -19,7 +19,9 @@ def base():
       'image_size': 224,  # pixels, a multiple of the patch size
       'prompt': 'answer en {}',  # with {} for the question
       'separator': '\n',  # behind it, tokenised apart
-      'text_length': 48,  # tokens of prompt and answer together
+      # Tokens of prompt and answer together, in training and validation; sets
+      # that ask longer questions have longer rows.
+      'text_length': 48,
       'answer_length': 10,  # the most of an answer, its end among them
       'options': (),  # answers to choose from; () to generate alone
       'head': 'tied',  # to the embeddings; or 'untied', a copy to be trained

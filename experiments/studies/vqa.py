@@ -23,6 +23,7 @@ STEP = ('image_size', 'text_length', 'answer_length', 'head')
 _KINDS = ('vqa', 'easy_vqa')  # of sources, with questions
 # Examples that a picture is chosen from, and how many it shows.
 _LOOKED_AT, _DRAWN = 64, 16
+_STEP = 32  # tokens, of the lengths of rows
 
 defaults = configs.base
 
@@ -40,8 +41,8 @@ def check(config):
   model = _model_config(config)
   pretrained.check(model, config.model.pretrained)
   encode = _encode(config, model)
-  for name, source in opened.items():
-    _check_lengths(config, name, source, encode)
+  for name in ('train', 'val'):
+    _check_lengths(config, name, opened[name], encode)
   for option in config.options:
     if len(encode.tokenizer.encode(option)) >= config.answer_length:
       raise ValueError(
@@ -63,7 +64,7 @@ def build(config, sources):
   sets = {
     name: vqa.AnsweredSet(
       source,
-      [encode],
+      [_with_room(encode, source)],
       config.num_workers,
       info=source.questions,
       decode=encode.tokenizer.decode,
@@ -234,13 +235,31 @@ def _check_apart(opened):
 
 
 def _check_lengths(config, name, source, encode):
+  length, text = _longest(encode, source)
   room = config.text_length - config.answer_length
-  for text in {question.text for question in source.questions}:
-    if (length := len(encode.prefix(text))) > room:
-      raise ValueError(
-        f'{name}: the prompt of {text!r} has {length} tokens, and config.'
-        f'text_length less config.answer_length is {room}; raise text_length.'
-      )
+  if length > room:
+    raise ValueError(
+      f'{name}: the prompt of {text!r} has {length} tokens, and config.'
+      f'text_length less config.answer_length is {room}; raise text_length.'
+    )
+
+
+def _longest(encode, source):
+  """Tokens of the longest prompt, and its question."""
+  texts = {question.text for question in source.questions}
+  return max((len(encode.prefix(text)), text) for text in texts)
+
+
+def _with_room(encode, source):
+  """The same for longer questions than those that are trained on.
+
+  In steps, since each length is a program of its own.
+  """
+  length = _longest(encode, source)[0] + encode.answer_length
+  longer = -(-length // _STEP) * _STEP
+  if length <= encode.text_length:
+    return encode
+  return dataclasses.replace(encode, text_length=longer)
 
 
 # Keys, whether they have an effect in a study, and if not, why and what to do.

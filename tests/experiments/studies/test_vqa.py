@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 from PIL import Image
 
-from experiments import cli, compare, runs, study
+from experiments import cli, compare, resume, runs, study
 from experiments.configs import base, vqa_paligemma
 from experiments.studies import vqa
 from tests.experiments import kinds, tiny_vqa
@@ -134,7 +134,7 @@ def test_paligemma_s_study(tmp_path, tiny_clip, capsys):
       output_dir=str(tmp_path / f'run{arg}'),
       layout='replicated',
       image_size=12,
-      text_length=72,
+      text_length=60,
       num_workers=0,
       num_epochs=0.0,
       num_steps=6,
@@ -145,9 +145,14 @@ def test_paligemma_s_study(tmp_path, tiny_clip, capsys):
     config.model.update(pretrained=str(tiny_vqa.CHECKPOINT), dtype='float32')
     sources = compare.configure(config, methods=methods)
     tuning = study.load(config, sources, cli.progress)
-    found = compare.run(config, tuning)
-    tables |= {row['method']: row for row in found}
+    saved = resume.Saved(config, {})
+    compare.run(config, tuning, saved)
+    tables |= {row['method']: row for row in saved.rows}
   capsys.readouterr()
+  # Of letters: VizWiz asks the longest question.
+  rows = {name: one.transforms[0] for name, one in tuning.sets.items()}
+  assert rows['VizWiz'].text_length == 96
+  assert rows['VQAv2'].text_length == rows['val'].text_length == 60
   names = set(tables['adamw']['metrics'])
   assert names == {'val', 'VQAv2', *vqa_paligemma._NAMES.values()}
   for row in tables.values():
