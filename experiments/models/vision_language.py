@@ -1,16 +1,81 @@
 """A vision tower, a projector and a decoder: answers to questions on images.
 
+PaliGemma is SigLIP So400m and Gemma.
+
 Letters in names: B examples, P patches of an image, T tokens of text, S = P +
 T, D the decoder's width, V its vocabulary, K options, A tokens of an answer.
+
+References:
+  Beyer et al., "PaliGemma: A versatile 3B VLM for transfer", 2024
 """
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from experiments.models import generate
+from experiments.models import generate, llama, vit
+
+
+@dataclasses.dataclass(frozen=True)
+class VisionLanguageConfig:
+  """The two towers.
+
+  Attributes:
+    vision: its class token is left out.
+    decoder: of images and text.
+    is_prefix_lm: whether image and prompt see all of one another, as PaliGemma
+      was pretrained; else no token sees those behind it.
+  """
+
+  vision: vit.ViTConfig
+  decoder: llama.LlamaConfig
+  is_prefix_lm: bool
+
+
+CONFIGS = {
+  # 224 pixels, 256 image tokens; as big_vision and config.json have it.
+  'paligemma_3b': VisionLanguageConfig(
+    vit.ViTConfig(
+      patch_size=14,
+      width=1152,
+      depth=27,
+      num_heads=16,
+      mlp_dim=4304,
+      grid=16,
+      eps=1e-6,
+      mean=(0.5, 0.5, 0.5),
+      std=(0.5, 0.5, 0.5),
+      activation='gelu_tanh',
+      class_token=False,
+    ),
+    llama.LlamaConfig(
+      vocab_size=257_216,
+      width=2048,
+      depth=18,
+      num_heads=8,
+      num_kv_heads=1,
+      head_dim=256,
+      mlp_dim=16_384,
+      eps=1e-6,
+      rope_theta=10_000.0,
+      context_length=8192,
+      tied=True,
+      activation='gelu_tanh',
+      unit_offset=True,
+      scaled_embeddings=True,
+    ),
+    is_prefix_lm=True,
+  ),
+  # Its first blocks; the projector between the two is new.
+  'dinov2_smollm2': VisionLanguageConfig(
+    vit.CONFIGS['dinov2_s14'],
+    dataclasses.replace(llama.CONFIGS['smollm2_135m'], depth=8),
+    is_prefix_lm=False,
+  ),
+}
 
 
 class Prompts(NamedTuple):
@@ -33,27 +98,23 @@ class VisionLanguage(nnx.Module):
   """Image tokens, then text.
 
   Attributes:
-    vision: a `vit.ViT`; its class token is left out.
+    vision: a `vit.ViT`.
     projector: Linear, from its width to the decoder's.
     decoder: a `llama.Llama`.
-    is_prefix_lm: whether image and prompt see all of one another, as PaliGemma
-      was pretrained; else no token sees those behind it.
     head: Linear, an untied copy of the decoder's head, where that is trained.
   """
 
-  def __init__(
-    self, vision, decoder, *, is_prefix_lm, untied=False, rngs: nnx.Rngs
-  ):
-    self.is_prefix_lm = is_prefix_lm
-    self.vision = vision
-    self.decoder = decoder
-    width = decoder.config.width
+  def __init__(self, config, *, untied=False, rngs: nnx.Rngs):
+    self.config = config
+    self.vision = vit.ViT(config.vision, rngs=rngs)
+    self.decoder = llama.Llama(config.decoder, rngs=rngs)
+    width = config.decoder.width
     self.projector = nnx.Linear(
-      vision.config.width, width, dtype=decoder.config.dtype, rngs=rngs
+      config.vision.width, width, dtype=config.decoder.dtype, rngs=rngs
     )
     if untied:
       self.head = nnx.Linear(
-        width, decoder.config.vocab_size, use_bias=False, rngs=rngs
+        width, config.decoder.vocab_size, use_bias=False, rngs=rngs
       )
 
   def see(self, images_BxHxWx3):
@@ -123,7 +184,7 @@ class VisionLanguage(nnx.Module):
     P, T = prompts.features.shape[1], prompts.ids.shape[1]
     place = jnp.arange(P + T)
     seen = place <= place[:, None]
-    if self.is_prefix_lm:
+    if self.config.is_prefix_lm:
       prefix = place < P + prompts.prefix[:, None]
       seen = seen | prefix[:, None]
     is_text = place < P + prompts.length[:, None]

@@ -16,7 +16,7 @@ import ml_dtypes
 import tokenizers
 from flax import nnx
 
-from experiments.models import blocks, paligemma
+from experiments.models import blocks, vision_language
 from experiments.pretrained import config_files, npz, params, safetensors
 
 # Our path, from the tower on and in a block from there -> the tensor's name.
@@ -105,13 +105,13 @@ class Tokenizer:
 
 
 def model_config(name, source):
-  """The `paligemma.PaliGemmaConfig` of a study.
+  """The `vision_language.VisionLanguageConfig` of a study.
 
   Args:
-    name: a key of `paligemma.CONFIGS`.
+    name: a key of `vision_language.CONFIGS`.
     source: as for `load`; big_vision's files have a smaller vocabulary.
   """
-  config = paligemma.CONFIGS[name]
+  config = vision_language.CONFIGS[name]
   if not _is_npz(source):
     return config
   rows = config.decoder.vocab_size - _EXTRA_ROWS
@@ -138,12 +138,12 @@ def load(config, source, *, untied=False):
   """A PaliGemma with pretrained weights in it.
 
   Args:
-    config: its `paligemma.PaliGemmaConfig`; `dtype`, `remat` and `scan` of both
-      towers are free.
+    config: its `vision_language.VisionLanguageConfig`; `dtype`, `remat` and
+      `scan` of both towers are free.
     source: a folder, a file or an id of the hub, as
       `safetensors.load_vit_params` takes it, or an .npz file of big_vision's,
       which has a tokenizer.json beside it.
-    untied: as `paligemma.build` takes it.
+    untied: as `vision_language.VisionLanguage` takes it.
 
   Returns:
     A `vision_language.VisionLanguage`.
@@ -160,7 +160,10 @@ def load(config, source, *, untied=False):
   if untied:
     tree['head'] = {'kernel': tree['decoder']['token_embed'].T}
   return params.with_params(
-    lambda: paligemma.build(config, untied=untied, rngs=nnx.Rngs(0)), tree
+    lambda: vision_language.VisionLanguage(
+      config, untied=untied, rngs=nnx.Rngs(0)
+    ),
+    tree,
   )
 
 
@@ -236,13 +239,16 @@ def _assemble(config, source, is_read):
 
 @functools.cache
 def _shapes(config):
-  return params.shapes(lambda: paligemma.build(config, rngs=nnx.Rngs(0)))
+  return params.shapes(
+    lambda: vision_language.VisionLanguage(config, rngs=nnx.Rngs(0))
+  )
 
 
 def _unrolled(config):
-  return paligemma.PaliGemmaConfig(
-    dataclasses.replace(config.vision, scan=False),
-    dataclasses.replace(config.decoder, scan=False),
+  return dataclasses.replace(
+    config,
+    vision=dataclasses.replace(config.vision, scan=False),
+    decoder=dataclasses.replace(config.decoder, scan=False),
   )
 
 

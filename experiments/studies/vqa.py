@@ -12,9 +12,9 @@ from experiments import checks, evaluate, pictures
 from experiments.configs import vqa as configs
 from experiments.data import sources as data
 from experiments.data import vqa_rows
-from experiments.models import paligemma
-from experiments.pretrained import paligemma as pretrained
-from experiments.studies import base
+from experiments.models import vision_language
+from experiments.pretrained import vision_language as pretrained
+from experiments.studies import base, first_stage
 from experiments.tasks import vqa
 
 HEADS = ('tied', 'untied')
@@ -37,12 +37,18 @@ def check(config):
   _check_keys(config)
   _check_sources(config)
   opened = base.open_sets(config)
-  _check_apart(opened)
+  _check_apart('train', opened['train'], opened)
   model = _model_config(config)
   pretrained.check(model, config.model.pretrained)
   encode = _encode(config, model)
+  first = _open_first(config)
+  if first:
+    held_out = {'first_stage.val': first['val']}
+    _check_apart('first_stage.train', first['train'], opened | held_out)
   for name in ('train', 'val'):
     _check_lengths(config, name, opened[name], encode)
+  for name, source in first.items():
+    _check_lengths(config, f'first_stage.{name}', source, encode)
   for option in config.options:
     if len(encode.tokenizer.encode(option)) >= config.answer_length:
       raise ValueError(
@@ -62,21 +68,25 @@ def build(config, sources):
   encode = _encode(config, model_config)
   held_out = frozenset(q.picture for q in sources['val'].questions)
   sets = {
-    name: vqa.AnsweredSet(
-      source,
-      [_with_room(encode, source)],
-      config.num_workers,
-      info=source.questions,
-      decode=encode.tokenizer.decode,
-      held_out=held_out,
-    )
+    name: _answered(config, source, encode, held_out)
     for name, source in sources.items()
   }
   model = pretrained.load(
     model_config, config.model.pretrained, untied=config.head == 'untied'
   )
   options = tuple(tuple(encode.answer(option)) for option in config.options)
-  return _parts(config, model, sets, encode.tokenizer.end, options)
+  parts = _parts(config, model, sets, encode.tokenizer.end, options)
+  if not config.first_stage.num_steps:
+    return parts
+  first_sets = {
+    name: _answered(config, source, encode)
+    for name, source in _open_first(config).items()
+  }
+  return parts._replace(
+    fit=functools.partial(
+      first_stage.learn, config, parts.task, model, first_sets
+    )
+  )
 
 
 def shapes(config):
@@ -87,7 +97,7 @@ def shapes(config):
   """
   _check_keys(config)
   model = nnx.eval_shape(
-    lambda: paligemma.build(
+    lambda: vision_language.VisionLanguage(
       _model_config(config), untied=config.head == 'untied', rngs=nnx.Rngs(0)
     )
   )
@@ -156,6 +166,27 @@ def _parts(config, model, sets, end, options):
   return base.Parts(task, model, trained, sets, example)
 
 
+def _answered(config, source, encode, held_out=frozenset()):
+  return vqa.AnsweredSet(
+    source,
+    [_with_room(encode, source)],
+    config.num_workers,
+    info=source.questions,
+    decode=encode.tokenizer.decode,
+    held_out=held_out,
+  )
+
+
+def _open_first(config):
+  """The training and the validation set of the first stage, if there is one."""
+  if not config.first_stage.num_steps:
+    return {}
+  return {
+    name: data.open_source(config.first_stage[name].to_dict(), config.data_dir)
+    for name in ('train', 'val')
+  }
+
+
 def _without_vision(path, _):
   return path[0] != 'vision'
 
@@ -172,12 +203,13 @@ def _encode(config, model):
 
 
 def _model_config(config):
-  """The `paligemma.PaliGemmaConfig` of the study."""
+  """The `vision_language.VisionLanguageConfig` of the study."""
   model = pretrained.model_config(config.model.name, config.model.pretrained)
   changes = {key: config.model[key] for key in ('dtype', 'remat', 'scan')}
-  return paligemma.PaliGemmaConfig(
-    dataclasses.replace(model.vision, **changes),
-    dataclasses.replace(model.decoder, **changes),
+  return dataclasses.replace(
+    model,
+    vision=dataclasses.replace(model.vision, **changes),
+    decoder=dataclasses.replace(model.decoder, **changes),
   )
 
 
@@ -186,7 +218,7 @@ def _check_keys(config):
   for name in config.metrics:
     checks.one_of('metrics', name, vqa.METRICS)
   checks.one_of('head', config.head, HEADS)
-  checks.one_of('model.name', config.model.name, paligemma.CONFIGS)
+  checks.one_of('model.name', config.model.name, vision_language.CONFIGS)
   checks.one_of('model.dtype', config.model.dtype, ('float32', 'bfloat16'))
   if not config.model.pretrained:
     raise ValueError('config.model.pretrained is empty; say where weights are.')
@@ -210,6 +242,12 @@ def _check_keys(config):
     raise ValueError(
       f'config.prompt is {config.prompt!r}; it has one {{}}, for the question.'
     )
+  unknown = {*config.first_stage} ^ {*defaults().first_stage}
+  if unknown:
+    raise ValueError(
+      f'config.first_stage.{min(unknown)} is missing, or no key; its keys are '
+      f'{", ".join(defaults().first_stage)}.'
+    )
   checks.check_effects(RULES, config, defaults())
 
 
@@ -222,14 +260,14 @@ def _check_sources(config):
     checks.one_of(f'{name}.kind', source.get('kind'), _KINDS)
 
 
-def _check_apart(opened):
-  """No set shows an image that is trained on; validation chooses the step."""
-  trained_on = {question.picture for question in opened['train'].questions}
+def _check_apart(ours, train, opened):
+  """No set shows an image that is trained on."""
+  trained_on = {question.picture for question in train.questions}
   for name, source in opened.items():
     shared = trained_on & {question.picture for question in source.questions}
-    if shared and name != 'train':
+    if shared and source is not train:
       raise ValueError(
-        f'train and {name} share {len(shared):,} images, one of them '
+        f'{ours} and {name} share {len(shared):,} images, one of them '
         f'{min(shared)}; give them other sources.'
       )
 

@@ -2,7 +2,7 @@ import jax
 import pytest
 
 from experiments import parallel
-from experiments.models import clip, paligemma, vit
+from experiments.models import clip, vision_language, vit
 from tests.experiments import tiny_segmentation, tiny_study, tiny_vqa
 
 # Where programs are judged, or run for longer than they compile.
@@ -28,7 +28,9 @@ def one_device(monkeypatch):
 @pytest.fixture
 def tiny_clip(monkeypatch):
   """Checkpoints of `make_reference`, in the place of CLIP and PaliGemma."""
-  monkeypatch.setitem(paligemma.CONFIGS, 'paligemma_3b', tiny_vqa.PALIGEMMA)
+  monkeypatch.setitem(
+    vision_language.CONFIGS, 'paligemma_3b', tiny_vqa.PALIGEMMA
+  )
   monkeypatch.setitem(vit.CONFIGS, 'clip_b16', tiny_study.CLIP)
   monkeypatch.setitem(clip.CONFIGS, 'clip_b16', tiny_study.TEXT)
   return tiny_study.CHECKPOINT

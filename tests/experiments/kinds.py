@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 from experiments import study
 from experiments.configs import base
-from experiments.models import paligemma
+from experiments.models import vision_language
 from tests.experiments import tiny_segmentation, tiny_study, tiny_vqa, toy
 
 
@@ -57,7 +57,7 @@ KINDS = {
 def install():
   """Makes the kinds of the tests known, for as long as the process runs."""
   study.KINDS['regression'] = toy
-  paligemma.CONFIGS['paligemma_3b'] = tiny_vqa.PALIGEMMA
+  vision_language.CONFIGS['paligemma_3b'] = tiny_vqa.PALIGEMMA
 
 
 def tiny(name, folder):

@@ -6,13 +6,14 @@ import pathlib
 import numpy as np
 
 from experiments.configs import base, vqa
-from experiments.models import paligemma
+from experiments.models import vision_language
 from tests.experiments.data import vqa_files
 
-_THREE_B = paligemma.CONFIGS['paligemma_3b']
+_THREE_B = vision_language.CONFIGS['paligemma_3b']
 # Of the checkpoint that `make_paligemma` writes.
-PALIGEMMA = paligemma.PaliGemmaConfig(
-  dataclasses.replace(
+PALIGEMMA = dataclasses.replace(
+  _THREE_B,
+  vision=dataclasses.replace(
     _THREE_B.vision,
     patch_size=4,
     width=16,
@@ -21,7 +22,7 @@ PALIGEMMA = paligemma.PaliGemmaConfig(
     mlp_dim=24,
     grid=3,
   ),
-  dataclasses.replace(
+  decoder=dataclasses.replace(
     _THREE_B.decoder,
     vocab_size=364,
     width=16,

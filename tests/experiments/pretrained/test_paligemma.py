@@ -7,14 +7,16 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from experiments.models import paligemma, vision_language
+from experiments.models import vision_language
 from experiments.pretrained import paligemma as pretrained
 from tests.experiments import tiny_vqa
 
 
 @pytest.fixture
 def config(monkeypatch):
-  monkeypatch.setitem(paligemma.CONFIGS, 'paligemma_3b', tiny_vqa.PALIGEMMA)
+  monkeypatch.setitem(
+    vision_language.CONFIGS, 'paligemma_3b', tiny_vqa.PALIGEMMA
+  )
   return tiny_vqa.PALIGEMMA
 
 
@@ -47,11 +49,10 @@ def test_logits_and_answers_are_those_of_transformers(
   folder, config, name, scan
 ):
   source, config = source_and_config(folder, name)
-  config = paligemma.PaliGemmaConfig(
-    *(
-      dataclasses.replace(part, scan=scan)
-      for part in (config.vision, config.decoder)
-    )
+  config = dataclasses.replace(
+    config,
+    vision=dataclasses.replace(config.vision, scan=scan),
+    decoder=dataclasses.replace(config.decoder, scan=scan),
   )
   pretrained.check(config, source)
   model = pretrained.load(config, source)
