@@ -9,11 +9,17 @@ from flax import nnx
 from experiments import cache, checks, optimizers, parallel, train
 from experiments.configs import base
 from experiments.data import pipeline
-from experiments.studies import classification, segmentation, vqa
+from experiments.studies import (
+  classification,
+  multiple_choice,
+  segmentation,
+  vqa,
+)
 
 # By `config.task`: modules as `studies.base` describes them.
 KINDS = {
   'classification': classification,
+  'multiple_choice': multiple_choice,
   'segmentation': segmentation,
   'vqa': vqa,
 }

@@ -14,8 +14,10 @@ an array [N, ...]:
   target [A]     int32, the id that is to be predicted
   weight [A]     float32, 0 where a place is unused
 
-and of rows of options, choice [A] int32, the option that a place is of, 0 where
-it is unused; and answer [], int32, the right option, from 0.
+and of rows with options, K an example at most, answer [E] int32, the right
+option of each of a row's examples, from 0, and -1 where there are fewer; and
+choice [A] int32, e K + k of a place of option k of example e, both from 0, plus
+1, and 0 where it is unused.
 """
 
 import numpy as np
@@ -141,42 +143,75 @@ def training(sequences, size, on_prompts):
   )
 
 
-def scoring(prompts_and_options, answers):
-  """Rows of one prompt and all of its options, which do not see each other.
+def scoring(encoded, answers, size, num_options):
+  """Packed rows of examples: a prompt, and options that do not see each other.
 
   An option's tokens have the weight 1 / their number: the weighted sum of their
   log-probabilities is the mean.
 
   Args:
-    prompts_and_options: pairs of ids and lists of ids, none empty.
+    encoded: of each example, the prompt's ids and a list of those of every
+      option, none of them empty.
     answers: the right options, from 0.
+    size: T, at least that of the longest example.
+    num_options: K, the most options that an example of any set has.
 
   Returns:
     A dict of columns.
   """
-  longest = max(
-    len(prompt) + sum(map(len, options))
-    for prompt, options in prompts_and_options
-  )
-  columns = _tokens(len(answers), _rounded(longest))
+  packed = pack([length(*one) for one in encoded], size)
+  columns = _tokens(len(packed), size)
+  answer = np.full((len(packed), max(map(len, packed))), -1, np.int32)
   places = []
-  for row, (prompt, options) in enumerate(prompts_and_options):
-    _fill(columns, row, 0, prompt, 1, 0, 0)
-    start, own = len(prompt), []
-    for number, ids in enumerate(options, 1):
-      _fill(columns, row, start, ids, 1, number, len(prompt))
-      sources = [len(prompt) - 1, *range(start, start + len(ids) - 1)]
-      pairs = zip(sources, ids, strict=True)
-      own += [(*pair, 1 / len(ids), number) for pair in pairs]
-      start += len(ids)
+  for row, members in enumerate(packed):
+    start, own = 0, []
+    for number, member in enumerate(members):
+      answer[row, number] = answers[member]
+      prompt, options = encoded[member]
+      _fill(columns, row, start, prompt, number + 1, 0, 0)
+      last = start + len(prompt) - 1
+      start = last + 1
+      for k, ids in enumerate(options, 1):
+        _fill(columns, row, start, ids, number + 1, k, len(prompt))
+        sources = [last, *range(start, start + len(ids) - 1)]
+        choice = number * num_options + k
+        pairs = zip(sources, ids, strict=True)
+        own += [(*pair, 1 / len(ids), choice) for pair in pairs]
+        start += len(ids)
     places.append(own)
-  answer = np.array(answers, np.int32)
   return columns | _places(places, choices=True) | {'answer': answer}
+
+
+def length(prompt, options):
+  """The tokens of an example and all of its options."""
+  return len(prompt) + sum(map(len, options))
+
+
+def alike(sets):
+  """The columns of several sets, filled up to one shape, so that they share
+  programs.
+
+  Args:
+    sets: dicts of columns.
+  """
+  shapes = {
+    name: np.max([columns[name].shape[1:] for columns in sets], axis=0)
+    for name in sets[0]
+  }
+
+  def fill(name, column):
+    room = [(0, 0), *((0, int(n)) for n in shapes[name] - column.shape[1:])]
+    return np.pad(column, room, constant_values=-(name == 'answer'))
+
+  return [
+    {name: fill(name, column) for name, column in columns.items()}
+    for columns in sets
+  ]
 
 
 def generation(prompts_ids, answers):
   """Rows of prompts alone: ids, and how many of them there are."""
-  columns = _tokens(len(answers), _rounded(max(map(len, prompts_ids))))
+  columns = _tokens(len(answers), rounded(max(map(len, prompts_ids))))
   for row, ids in enumerate(prompts_ids):
     columns['ids'][row, : len(ids)] = ids
   return {
@@ -206,7 +241,7 @@ def _fill(columns, row, start, ids, example, option, position):
 
 def _places(places, choices):
   """Columns of source, target, weight, choice, of each row's list of them."""
-  size = _rounded(max(map(len, places)))
+  size = rounded(max(map(len, places)))
   columns = {
     'source': np.zeros((len(places), size), np.int32),
     'target': np.zeros((len(places), size), np.int32),
@@ -223,5 +258,6 @@ def _places(places, choices):
   return columns
 
 
-def _rounded(size):
+def rounded(size):
+  """The size, or a little more."""
   return -(-max(size, 1) // _ROUND) * _ROUND

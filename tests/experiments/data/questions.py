@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 
-_THINGS = ['ice', 'fire', 'sand', 'milk', 'gold', 'wind', 'rain', 'salt']
+THINGS = ['ice', 'fire', 'sand', 'milk', 'gold', 'wind', 'rain', 'salt']
 
 
 def record(text, options, answer, kind='answer'):
@@ -28,7 +28,7 @@ def write(file, number, seed=0, num_options=4):
   rng = np.random.default_rng(seed)
   records = []
   for i in range(number):
-    options = rng.choice(_THINGS, num_options, replace=False).tolist()
+    options = rng.choice(THINGS, num_options, replace=False).tolist()
     answer = int(rng.integers(num_options))
     text = f'which of them is {options[answer]} no {seed} {i}?'
     records.append(record(text, options, answer))

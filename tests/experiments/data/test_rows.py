@@ -141,17 +141,34 @@ def test_every_target_is_predicted_by_the_token_before_it(on_prompts):
 
 
 def test_options_follow_one_prompt():
-  columns = rows.scoring([([5, 6], [[7, 8], [9]]), ([5], [[6]])], [1, 0])
-  assert columns['ids'][0].tolist() == [5, 6, 7, 8, 9, 0, 0, 0]
-  assert columns['positions'][0].tolist() == [0, 1, 2, 3, 2, 0, 0, 0]
-  assert columns['example'][0].tolist() == [1, 1, 1, 1, 1, 0, 0, 0]
-  assert columns['option'][0].tolist() == [0, 0, 1, 1, 2, 0, 0, 0]
-  assert columns['source'][0].tolist() == [1, 2, 1, 0, 0, 0, 0, 0]
-  assert columns['target'][0].tolist() == [7, 8, 9, 0, 0, 0, 0, 0]
-  assert columns['weight'][0].tolist() == [0.5, 0.5, 1, 0, 0, 0, 0, 0]
-  assert columns['choice'][0].tolist() == [1, 1, 2, 0, 0, 0, 0, 0]
-  assert columns['choice'][1].tolist() == [1, 0, 0, 0, 0, 0, 0, 0]
-  assert columns['answer'].tolist() == [1, 0]
+  encoded = [([5, 6], [[7, 8], [9]]), ([4], [[3]]), ([5], [[6], [7], [8, 9]])]
+  # The longest first, each where the least room is left, or it is used last.
+  columns = rows.scoring(encoded, [1, 0, 2], 8, 3)
+  found = {name: column.tolist() for name, column in columns.items()}
+  assert found['ids'] == [[5, 6, 7, 8, 9, 0, 0, 0], [5, 6, 7, 8, 9, 4, 3, 0]]
+  assert found['positions'][0] == [0, 1, 2, 3, 2, 0, 0, 0]
+  assert found['positions'][1] == [0, 1, 1, 1, 2, 0, 1, 0]
+  assert found['example'][1] == [1, 1, 1, 1, 1, 2, 2, 0]
+  assert found['option'][0] == [0, 0, 1, 1, 2, 0, 0, 0]
+  assert found['option'][1] == [0, 1, 2, 3, 3, 0, 1, 0]
+  assert found['source'][0] == [1, 2, 1, 0, 0, 0, 0, 0]
+  assert found['source'][1] == [0, 0, 0, 3, 5, 0, 0, 0]
+  assert found['target'][1] == [6, 7, 8, 9, 3, 0, 0, 0]
+  assert found['weight'][1] == [1, 1, 0.5, 0.5, 1, 0, 0, 0]
+  assert found['choice'] == [[1, 1, 2, 0, 0, 0, 0, 0], [1, 2, 3, 3, 4, 0, 0, 0]]
+  assert found['answer'] == [[1, -1], [2, 0]]
+
+
+def test_sets_of_one_shape():
+  one = rows.scoring([([5, 6], [[7, 8], [9]])] * 4, [0, 1, 0, 1], 16, 2)
+  other = rows.scoring([([5] * 3, [[6], [7] * 9])], [1], 16, 2)
+  filled = rows.alike([one, other])
+  for name, column in one.items():
+    assert filled[0][name].shape[1:] == filled[1][name].shape[1:]
+    np.testing.assert_array_equal(filled[0][name][:, : column.shape[1]], column)
+  assert filled[1]['answer'].tolist() == [[1, -1, -1]]
+  assert filled[0]['source'].shape == (2, 16)
+  assert not filled[0]['weight'][:, 9:].any()
 
 
 def test_prompts_to_be_continued():
