@@ -97,6 +97,7 @@ TABLES = {
   'costs': lambda: benchmark.table(_rows('benchmark')),
   'costs, in short': _costs_in_short,
   'slices': lambda: topology.table(_rows('slices')),
+  'slices_vqa': lambda: topology.table(_rows('slices_vqa')),
 }
 
 
