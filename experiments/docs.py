@@ -3,9 +3,9 @@
 python -m experiments.docs [--check]
 
 Behind a line `<!-- table: NAME -->` of a page stands the table of that name, a
-key of `TABLES` or a file of rows, of a study or of its step on TPUs. This writes them anew; --check
-writes nothing, and fails where a page is not what its rows say, or where its
-text has a number that none of its tables has.
+key of `TABLES` or a file of rows, of a study or of its step on TPUs. This
+writes them anew; --check writes nothing, and fails where a page is not what its
+rows say, or where its text has a number that none of its tables has.
 """
 
 import functools
