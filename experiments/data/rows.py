@@ -33,7 +33,8 @@ class Encoder:
   def __init__(self, tokenizer, template, response):
     """
     Args:
-      tokenizer: with `encode(text)`, a list of ids, and `end`, an id.
+      tokenizer: with `encode(text)`, a list of ids, `end`, an id, and `start`,
+        one that texts begin with, or None.
       template: key of `prompts.TEMPLATES`.
       response: key of `prompts.RESPONSES`. An option is not followed by the
         end, which its score would not have either.
@@ -67,7 +68,12 @@ class Encoder:
 
   def prompt(self, example):
     """The ids of the prompt alone, to be continued."""
-    return self._tokenizer.encode(self._template(example, False))
+    return self._encode(self._template(example, False))
+
+  def _encode(self, text):
+    start = self._tokenizer.start
+    ids = self._tokenizer.encode(text)
+    return ids if start is None else [start, *ids]
 
   def _split(self, example, options, training):
     """What is the same before all answers, and what follows in each.
@@ -76,7 +82,7 @@ class Encoder:
     answer's.
     """
     prompt = self._template(example, training)
-    encode = self._tokenizer.encode
+    encode = self._encode
     whole = [encode(prompt + self._response(example, k)) for k in options]
     ids = encode(prompt)
     shared = min(_shared(ids, one) for one in whole)

@@ -26,9 +26,8 @@ class Tokenizer:
   end: int
 
   def encode(self, text):
-    """The ids of a text, the start among them and the end not."""
-    ids = self.tokens.encode(text, add_special_tokens=False).ids
-    return ids if self.start is None else [self.start, *ids]
+    """The ids of a text, without start and end."""
+    return self.tokens.encode(text, add_special_tokens=False).ids
 
   def decode(self, ids):
     """The text of ids, without special tokens."""

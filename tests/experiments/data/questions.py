@@ -39,7 +39,7 @@ def write(file, number, seed=0, num_options=4):
 class Letters:
   """A tokenizer: a letter is a token, and so is ' ' with what follows it."""
 
-  end = 1
+  start, end = None, 1
 
   def encode(self, text):
     return [2 + hash_of(token) for token in re.findall(r' ?.|\n', text)]

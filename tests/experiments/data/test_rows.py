@@ -177,3 +177,18 @@ def test_prompts_to_be_continued():
   assert columns['ids'][:, :4].tolist() == [[5, 6, 7, 0], [8, 0, 0, 0]]
   assert columns['length'].tolist() == [3, 1]
   assert columns['answer'].tolist() == [0, 1]
+
+
+def test_texts_begin_with_the_start(example):
+  tokenizer = questions.Letters()
+  plain = rows.Encoder(tokenizer, 'question', 'option')
+  tokenizer = questions.Letters()
+  tokenizer.start = 99
+  begun = rows.Encoder(tokenizer, 'question', 'option')
+  assert begun.prompt(example) == [99, *plain.prompt(example)]
+  prompt, options = plain.options(example)
+  assert begun.options(example) == ([99, *prompt], options)
+  assert begun.training(example, 999)[0] == [
+    99,
+    *plain.training(example, 999)[0],
+  ]
