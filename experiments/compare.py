@@ -3,10 +3,10 @@
 python -m experiments.compare [--config=STUDY[:ARG]] [--seeds=N] [--full]
                               [--methods=A,B] [--config.KEY=VALUE]
 
-STUDY is a file of experiments/configs: elpv (the default), pacs, domainnet or
-imagenet. Prints a table; writes it, the rows, their histories and two pictures
-to config.output_dir. The same command goes on with a study that was stopped: a
-row that is written there is not run again.
+STUDY is a file of experiments/configs, elpv if it is left out. Prints a table;
+writes it, the rows, their histories and two pictures to config.output_dir. The
+same command goes on with a study that was stopped: a row that is written there
+is not run again.
 """
 
 import pathlib
