@@ -116,7 +116,8 @@ METHOD_RULES = (
   ),
   (
     ('lora',),
-    lambda m: m.train == 'all',
+    # A probe has the factors at their start, so that LoRA can start from it.
+    lambda m: m.train in ('all', 'head'),
     'its factors are not trained',
     'set config.{method}.train to all',
   ),

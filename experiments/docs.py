@@ -3,9 +3,9 @@
 python -m experiments.docs [--check]
 
 Behind a line `<!-- table: NAME -->` of a page stands the table of that name, a
-key of `TABLES` or a file of rows of a study. This writes them anew; --check
-writes nothing, and fails where a page is not what its rows say, or where its
-text has a number that none of its tables has.
+key of `TABLES` or a file of rows, of a study or of its step on TPUs. This
+writes them anew; --check writes nothing, and fails where a page is not what its
+rows say, or where its text has a number that none of its tables has.
 """
 
 import functools
@@ -42,9 +42,12 @@ def _rows(name):
   return report.read_jsonl(_RESULTS / f'{name}.jsonl')
 
 
-def _study(name):
+def _whole(name):
+  """Of a study, or of what the TPU compiler says of its step."""
   rows = _rows(name)
-  return report.table(rows, rows[0]['means'])
+  if 'metrics' in rows[0]:
+    return report.table(rows, rows[0]['means'])
+  return topology.table(rows)
 
 
 def _study_in_short(name):
@@ -96,7 +99,6 @@ TABLES = {
   'elpv, in short': functools.partial(_study_in_short, 'elpv'),
   'costs': lambda: benchmark.table(_rows('benchmark')),
   'costs, in short': _costs_in_short,
-  'slices': lambda: topology.table(_rows('slices')),
 }
 
 
@@ -109,7 +111,7 @@ def write(text):
 
   def anew(match):
     name = match['name']
-    table = TABLES.get(name, functools.partial(_study, name))()
+    table = TABLES.get(name, functools.partial(_whole, name))()
     return f'<!-- table: {name} -->\n\n{table.strip()}\n'
 
   return _MARK.sub(anew, text)

@@ -28,11 +28,10 @@ from absl import flags, logging
 from flax import nnx
 from ml_collections import ConfigDict
 
-from experiments import checkpoint, cli, runs
+from experiments import checkpoint, cli, runs, study
 from experiments.configs import base
 from experiments.models import blocks
 from experiments.pretrained import save
-from experiments.studies import classification
 
 _FORMATS = ('safetensors', 'peft')
 
@@ -55,19 +54,21 @@ def export(run, format_, to='', pretrained=''):
   """
   about, step, params = _chosen(pathlib.Path(run))
   config = _nested(about)
-  if config.task != 'classification':
+  kind = study.kind(config)
+  if not hasattr(kind, 'exported'):
     raise ValueError(
-      f'{run} is of a study of {config.task}; only classification is exported.'
+      f'{run} is of a study of {config.task}, whose models are not exported.'
     )
   if pretrained:
     config.model.pretrained = pretrained
-  class_names = _class_names(pathlib.Path(run))
-  model = _with_params(_model(config, class_names), params)
-  arguments = model, class_names, config.image_size, config.eval_crop
-  if format_ == 'peft':
-    files = save.peft(*arguments, base=config.model.pretrained)
-  else:
-    files = save.merged(*arguments)
+  (method,) = config.methods.values()
+
+  def trained(model):
+    trainable = blocks.from_block(config.first_block)
+    model, _ = runs.adapt_model(model, trainable, method, config.seed)
+    return _with_params(model, params)
+
+  files = kind.exported(config, pathlib.Path(run), trained, format_)
   to = pathlib.Path(to or pathlib.Path(run) / format_)
   same = {key: about[key] for key in about.keys() - set(base.FREE)}
   digest = hashlib.sha256(json.dumps(same, sort_keys=True).encode())
@@ -105,29 +106,6 @@ def _nested(about):
   """The config of a run, of what its checkpoint says, a flat dict."""
   flat = {tuple(key.split('.')): value for key, value in about.items()}
   return ConfigDict(nnx.traversals.unflatten_mapping(flat))
-
-
-def _class_names(run):
-  path = run / runs.CLASSES
-  try:
-    return json.loads(path.read_text('utf-8'))
-  except (OSError, ValueError) as error:
-    raise ValueError(
-      f'{path} cannot be read, which names the classes of the head: {error}; '
-      'run the same command of experiments.main again, which writes it.'
-    ) from error
-
-
-def _model(config, class_names):
-  """The model of a run, with theta_0's weights, but for those of its head."""
-  zero_shot = config.head == 'zero_shot'
-  if zero_shot:
-    config.head = 'zeros'  # no texts: the run's own head follows
-  model = classification.load_model(config, class_names)
-  model.unit_features |= zero_shot
-  (method,) = config.methods.values()
-  trained = blocks.from_block(config.first_block)
-  return runs.adapt_model(model, trained, method, config.seed)[0]
 
 
 def _with_params(model, params):

@@ -1,4 +1,6 @@
-"""Pictures of masks: truth and prediction side by side, with a legend."""
+"""Pictures of examples: what a model made of them, beside the truth."""
+
+import textwrap
 
 import numpy as np
 
@@ -41,6 +43,37 @@ def draw_masks(examples, class_names, void):
   ]
   patches.append(Patch(facecolor='white', edgecolor='#888888', label='void'))
   figure.legend(handles=patches, loc='outside lower center', ncols=6)
+  return figure
+
+
+def draw_answers(examples, columns=4):
+  """Images with question, answer and truth; wrong answers are red.
+
+  Args:
+    examples: (image uint8 [H, W, 3], `questions.Question`, the answer, its
+      accuracy) of each.
+    columns: of the figure.
+
+  Returns:
+    A figure.
+  """
+  lines = -(-len(examples) // columns)
+  figure = report.empty_figure(3.0 * columns, 3.4 * lines + 0.6)
+  axes = list(figure.subplots(lines, columns, squeeze=False).flat)
+  for place in axes:
+    place.set_axis_off()
+  for place, (image, question, said, score) in zip(
+    axes, examples, strict=False
+  ):
+    place.imshow(image)
+    asked = textwrap.fill(question.text, 34, max_lines=3)
+    text = f'{asked}\nsaid: {said[:30]}\ntruth: {question.answer[:30]}'
+    place.set_title(
+      f'{text} ({score:.1f})',
+      fontsize=8,
+      color='#000000' if score >= 0.5 else '#D55E00',
+      parse_math=False,
+    )
   return figure
 
 

@@ -42,8 +42,13 @@ def _value(set_name, metric):
 
 
 def _mean(set_names, metric):
+  """Of the sets that have the metric."""
   return lambda row: np.mean(
-    [row['metrics'][name][metric] for name in set_names]
+    [
+      row['metrics'][name][metric]
+      for name in set_names
+      if metric in row['metrics'][name]
+    ]
   )
 
 
@@ -72,9 +77,11 @@ def columns(rows, means):
   add(first, functools.partial(_value, first), every)
   for name in others:
     metrics = every if len(others) == 1 else every[:1]
+    metrics = [metric for metric in metrics if metric in by_set[name]]
     add(name, functools.partial(_value, name), metrics)
   for name, set_names in means.items():
-    add(name, functools.partial(_mean, set_names), every)
+    metrics = [m for m in every if any(m in by_set[s] for s in set_names)]
+    add(name, functools.partial(_mean, set_names), metrics)
   table['‖θ-θ₀‖'] = lambda row: row['deviation']
   for name in ('selected', 'decayed', 'step', 'seconds'):
     table[name] = operator.itemgetter(name)

@@ -17,8 +17,9 @@ from experiments import (
   train,
 )
 from experiments.models import lora
+from experiments.studies import base as studies
 
-CLASSES = 'classes.json'  # in a run's folder, the names of its classes
+CLASSES = studies.CLASSES
 
 
 def adapt(fine_tuning, method, seed):

@@ -14,6 +14,7 @@ from experiments.studies import (
   classification,
   multiple_choice,
   segmentation,
+  vqa,
 )
 
 # By `config.task`: modules as `studies.base` describes them.
@@ -21,6 +22,7 @@ KINDS = {
   'classification': classification,
   'multiple_choice': multiple_choice,
   'segmentation': segmentation,
+  'vqa': vqa,
 }
 
 

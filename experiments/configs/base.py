@@ -16,6 +16,7 @@ SOURCE = {
   'masks': str,
   'void': int,
   'sequences': tuple,
+  'inverted': bool,
   'resize': int,
   'corruption': {'name': str, 'severity': int},
   'part': {'shares': tuple, 'take': int, 'seed': int},

@@ -220,11 +220,9 @@ class MaskFiles:
   def __getitem__(self, index):
     file = self.folder / self.names[index]
     ids = read_ids(self.folder / self.masks[index])
-    classes = ids - self.of.first
-    void = (ids == self.of.void) | (classes < 0)
     return {
       'image': images.decode(file.read_bytes(), file),
-      'mask': np.where(void, VOID, classes),
+      'mask': np.where(ids == self.of.void, VOID, ids - self.of.first),
     }
 
   @property
@@ -261,12 +259,16 @@ def _open(root, pairs, class_names, ids, problems):
       f'{root} has no image of these with a mask; set data_dir to where the '
       'data lies.'
     )
-  sizes, others = _survey(root, tuple(pairs), ids)
+  sizes, others, counts = _survey(root, tuple(pairs), ids)
   problems = [*problems, *others]
   if problems:
     raise ValueError(
       f'{root}: {len(problems)} images or masks cannot be used. Mend them, or '
       'take them out:\n  ' + '\n  '.join(problems)
+    )
+  if not counts:
+    raise ValueError(
+      f'{root}: every pixel of its {len(pairs)} masks is void; there are {ids}.'
     )
   names, masks = zip(*pairs, strict=True)
   return MaskFiles(root, names, masks, class_names, ids, sizes)
@@ -279,35 +281,37 @@ def _survey(root, pairs, ids):
   Kept, since a study may corrupt one set of images in many ways.
 
   Returns:
-    The sizes, [N, 2], and a list of what is wrong, a string each.
+    The sizes, [N, 2]; a list of what is wrong, a string each; and whether any
+    pixel counts.
   """
   with concurrent.futures.ThreadPoolExecutor() as pool:
     found = list(pool.map(functools.partial(_look, root, ids), pairs))
-  sizes = np.array([size for size, _ in found if size], np.int32)
-  return sizes, [problem for _, problem in found if problem]
+  sizes = np.array([size for size, _, _ in found if size], np.int32)
+  problems = [problem for _, problem, _ in found if problem]
+  return sizes, problems, any(counts for *_, counts in found)
 
 
 def _look(root, ids, pair):
-  """The size of an image, (height, width); and what is wrong, or None."""
+  """The size of an image, (height, width); what is wrong; whether it counts."""
   image, mask = (root / name for name in pair)
   try:
     with Image.open(image) as opened:
       size = opened.size[::-1]
   except Exception as error:  # as `read_ids`
-    return None, f'{image}: {images.reason(error)}'
+    return None, f'{image}: {images.reason(error)}', False
   try:
     values = read_ids(mask)
   except (OSError, ValueError) as error:
-    return None, str(error).rstrip('.')
+    return None, str(error).rstrip('.'), False
   if values.shape != size:
-    return None, (
-      f'{mask}: it has {values.shape[0]} x {values.shape[1]} pixels, its image '
-      f'{size[0]} x {size[1]}'
-    )
-  beyond = (values < 0) | (values >= ids.first + ids.num_classes)
+    height, width = values.shape
+    problem = f'{height} x {width} pixels, its image {size[0]} x {size[1]}'
+    return None, f'{mask}: it has {problem}', False
+  beyond = (values < ids.first) | (values >= ids.first + ids.num_classes)
   if (beyond := values[beyond & (values != ids.void)]).size:
-    return None, f'{mask}: it has the id {beyond.min()}; there are {ids}'
-  return size, None
+    problem = f'it has the id {beyond.min()}; there are {ids}'
+    return None, f'{mask}: {problem}', False
+  return size, None, bool((values != ids.void).any())
 
 
 def _pictures(root, folder):

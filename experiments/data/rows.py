@@ -44,7 +44,7 @@ class Encoder:
     self._response = prompts.RESPONSES[response]
 
   def training(self, example, max_length):
-    """Prompt and answer, cut to a length; behind an output the end, with room.
+    """Prompt and answer, cut to a length; after an output the end, with room.
 
     Args:
       example: a `text.Example`.

@@ -6,8 +6,9 @@ int32}`, or a `text.Example`; `class_names` is a tuple; `labels` [N] int32 and
 everything; `ids` is a list of strings, made when it is asked for, that tell
 which example of what lies on disk each one is, by whatever path and however it
 is changed. It can be pickled, and no image is read until it is asked for.
-Sources of `masks` have a mask in the place of the label, and `sizes`. A source
-may have `groups` [N]: examples of the same number belong together.
+Sources of `masks` have a mask in the place of the label, and `sizes`; those of
+`vqa` and `easy_vqa` a question and its answer, and `questions`. A source may
+have `groups` [N]: examples of the same number belong together.
 """
 
 import functools
@@ -18,6 +19,7 @@ from PIL import Image
 
 from experiments.data import (
   corruptions,
+  easy_vqa,
   elpv,
   folders,
   images,
@@ -25,6 +27,7 @@ from experiments.data import (
   text,
   tfds,
   vader,
+  vqa,
 )
 
 _KINDS = {
@@ -37,6 +40,8 @@ _KINDS = {
   'pascal_context': masks.open_pascal_context,
   'questions': text.open_questions,
   'vader': vader.open_vader,
+  'vqa': vqa.open_vqa,
+  'easy_vqa': easy_vqa.open_easy_vqa,
 }
 _TEXTS = ('questions', 'vader')
 
@@ -55,7 +60,9 @@ def open_source(spec, data_dir):
         'pascal_context': `masks.open_pascal_context`, with path, split and
           classes,
         'questions': `text.open_questions`, with path and without,
-        'vader': `vader.open_vader`, with name and margin;
+        'vader': `vader.open_vader`, with name and margin,
+        'vqa': `vqa.open_vqa`, with name, path, root and split,
+        'easy_vqa': `easy_vqa.open_easy_vqa`, with split and inverted;
       and of any kind, in this order,
         resize: of images, pixels a side that every one is brought to,
         corruption: of images, `{'name', 'severity'}`, of
@@ -171,6 +178,8 @@ class Rows:
     self.names = source.names and tuple(source.names[row] for row in rows)
     if hasattr(source, 'sizes'):
       self.sizes = source.sizes[rows]
+    if hasattr(source, 'questions'):
+      self.questions = tuple(source.questions[row] for row in rows)
     self._source, self._rows = source, rows
 
   @property
@@ -191,8 +200,9 @@ class Mapped:
   def __init__(self, source, function):
     self.class_names = source.class_names
     self.labels, self.names = source.labels, source.names
-    if hasattr(source, 'sizes'):
-      self.sizes = source.sizes
+    for name in ('sizes', 'questions'):
+      if hasattr(source, name):
+        setattr(self, name, getattr(source, name))
     self._source, self._function = source, function
 
   @property

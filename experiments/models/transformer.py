@@ -26,7 +26,11 @@ def quick_gelu(x):
   return x * jax.nn.sigmoid(1.702 * x)
 
 
-ACTIVATIONS = {'gelu': gelu, 'quick_gelu': quick_gelu}
+ACTIVATIONS = {
+  'gelu': gelu,
+  'quick_gelu': quick_gelu,
+  'gelu_tanh': jax.nn.gelu,  # with tanh for erf, as SigLIP and Gemma have it
+}
 
 
 class Block(nnx.Module):

@@ -1,9 +1,9 @@
 """A Vision Transformer in Flax NNX, for the pretrained ones of `CONFIGS`.
 
-CLIP's, ViT and DeiT, AugReg, DINOv2: their differences are options of
+CLIP's, ViT and DeiT, AugReg, DINOv2, SigLIP: their differences are options of
 `ViTConfig`.
 
-Letters in names: B images, H x W pixels, P prefix tokens (the class token is
+Letters in names: B images, H x W pixels, P prefix tokens (a class token is
 token 0), T = P + H W / patch_size^2 tokens, N = B T rows, D the width.
 """
 
@@ -42,6 +42,7 @@ class ViTConfig:
     patch_bias: whether the patch embedding has a bias.
     pre_norm: CLIP's LayerNorm before block 0.
     layer_scale: DINOv2's learnt factor per feature on each residual branch.
+    class_token: whether there is one; SigLIP has none, and no `features`.
     distilled: DeiT's distillation token, behind the class token.
     projection: features of CLIP's projection of the class token, or None.
     dtype: that activations are computed in. Parameters, LayerNorm, softmax and
@@ -66,10 +67,11 @@ class ViTConfig:
   eps: float
   mean: tuple[float, float, float]
   std: tuple[float, float, float]
-  activation: Literal['gelu', 'quick_gelu'] = 'gelu'
+  activation: Literal['gelu', 'quick_gelu', 'gelu_tanh'] = 'gelu'
   patch_bias: bool = True
   pre_norm: bool = False
   layer_scale: bool = False
+  class_token: bool = True
   distilled: bool = False
   projection: int | None = None
   dtype: jax.typing.DTypeLike = 'float32'
@@ -102,8 +104,8 @@ class ViTConfig:
 
   @property
   def num_prefix_tokens(self):
-    """P: the class token and, where there is one, the distillation token."""
-    return 2 if self.distilled else 1
+    """P: the class token and the distillation token, where there are any."""
+    return self.class_token + self.distilled
 
   def normalize(self, images):
     """(images / 255 - mean) / std, as the model saw its images.
@@ -197,7 +199,8 @@ class ViT(nnx.Module):
       dtype=dtype,
       rngs=rngs,
     )
-    self.cls_token = nnx.Param(init(rngs.params(), (D,)))
+    if config.class_token:
+      self.cls_token = nnx.Param(init(rngs.params(), (D,)))
     if config.distilled:
       self.dist_token = nnx.Param(init(rngs.params(), (D,)))
     positions = config.num_prefix_tokens + config.grid**2
@@ -255,13 +258,14 @@ class ViT(nnx.Module):
     patches = patches.reshape(B, rows * columns, p * p * 3)
     P = self.config.num_prefix_tokens
     positions = resize_positions(self.pos_embed[P:], rows, columns)
-    patches = self.patch_embed(patches) + positions
-    prefix = [self.cls_token[...]]
+    tokens = self.patch_embed(patches) + positions
+    prefix = [self.cls_token[...]] if self.config.class_token else []
     if self.config.distilled:
       prefix.append(self.dist_token[...])
-    prefix = jnp.stack(prefix) + self.pos_embed[:P]
-    prefix = jnp.broadcast_to(prefix, (B, *prefix.shape))
-    tokens = jnp.concatenate([prefix, patches], axis=1)
+    if prefix:
+      prefix = jnp.stack(prefix) + self.pos_embed[:P]
+      prefix = jnp.broadcast_to(prefix, (B, *prefix.shape))
+      tokens = jnp.concatenate([prefix, tokens], axis=1)
     if self.config.pre_norm:
       tokens = self.pre_norm(tokens)
     return tokens.astype(self.config.dtype)

@@ -116,28 +116,27 @@ def check_equal(wanted, given, path):
       )
 
 
-def assemble(source, wanted, tensors, read):
+def assemble(source, wanted, readers):
   """The params of `llama.Llama(wanted)`, nested dicts of arrays.
 
   Args:
     source: the checkpoint, for errors.
     wanted: the `llama.LlamaConfig`, unrolled.
-    tensors: `{name: what read takes}`.
-    read: such a value -> the tensor [out, in], as files have it.
+    readers: `{name: () -> the tensor [out, in]}`, as files have it.
 
   Raises:
     ValueError: a tensor is missing, surplus, or of another shape.
   """
-  tensors = {k.removeprefix('model.'): v for k, v in tensors.items()}
+  readers = {k.removeprefix('model.'): v for k, v in readers.items()}
   if wanted.tied:
-    tensors.pop('lm_head.weight', None)
+    readers.pop('lm_head.weight', None)
 
   def read_one(path, name):
-    array = read(tensors[name])
+    array = readers[name]()
     return array.T if path[-1] == 'kernel' else array
 
   return params.assemble(
-    source, shapes(wanted), list(tensors), name_of, read_one, _IGNORED
+    source, shapes(wanted), list(readers), name_of, read_one, _IGNORED
   )
 
 

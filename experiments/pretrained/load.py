@@ -220,10 +220,10 @@ def check_llama(config, source):
   if gguf.is_source(path):
     gguf.check(unrolled, path)
   else:
-    llama_files.check(unrolled, safetensors.folder(path))
-    shapes = safetensors.read_shapes(path)
-    if shapes is not None:
-      llama_files.assemble(path, unrolled, shapes, lambda array: array)
+    folder, readers = safetensors.read_tensors(path, is_read=False)
+    llama_files.check(unrolled, folder)
+    if readers is not None:
+      llama_files.assemble(path, unrolled, readers)
   tokenizer.check(load_tokenizer(source), config.vocab_size, source)
 
 
@@ -248,9 +248,9 @@ def load_llama(config, source):
   if gguf.is_source(path):
     params = gguf.load_llama_params(unrolled, path)
   else:
-    tensors = safetensors.read_tensors(path)
-    llama_files.check(unrolled, safetensors.folder(path))
-    params = llama_files.assemble(path, unrolled, tensors, lambda read: read())
+    folder, readers = safetensors.read_tensors(path, is_read=True)
+    llama_files.check(unrolled, folder)
+    params = llama_files.assemble(path, unrolled, readers)
   if config.scan:
     params = blocks.stack(params)
   return with_params(lambda: llama.Llama(config, rngs=nnx.Rngs(0)), params)

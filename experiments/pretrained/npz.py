@@ -43,7 +43,7 @@ def check(config, path):
   Raises:
     As there.
   """
-  _assemble(config, path, _headers)
+  _assemble(config, path, is_read=False)
 
 
 def load_vit_params(config, path):
@@ -61,7 +61,31 @@ def load_vit_params(config, path):
     ValueError: it is damaged or has pickles in it, or a tensor is missing,
       surplus, or of another shape.
   """
-  return _assemble(config, path, _arrays)
+  return _assemble(config, path, is_read=True)
+
+
+def read(path, is_read):
+  """The arrays of a file by their names.
+
+  Args:
+    path: of the .npz.
+    is_read: whether they are read; else each is one zero, seen as an array of
+      that shape.
+
+  Raises:
+    As `load_vit_params`, but for what the tensors are of.
+  """
+  path = pathlib.Path(path)
+  if not path.exists():
+    raise FileNotFoundError(f'{path}: no such file.')
+  try:
+    with path.open('rb') as file:
+      return _arrays(file) if is_read else _headers(file)
+  except (ValueError, EOFError, TypeError, *_DAMAGED) as error:
+    raise ValueError(
+      f'{path} ({path.stat().st_size} bytes) is not an .npz of plain arrays '
+      f'({error}): download it again.'
+    ) from error
 
 
 def _arrays(file):
@@ -71,7 +95,6 @@ def _arrays(file):
 
 
 def _headers(file):
-  """For each array one zero, seen as an array of that shape."""
   with zipfile.ZipFile(file) as members:
     return {
       name.removesuffix('.npy'): _header(members, name)
@@ -94,20 +117,10 @@ def _header(members, name):
   return np.broadcast_to(np.zeros((), dtype), shape)
 
 
-def _assemble(config, path, read_all):
-  path = pathlib.Path(path)
-  if not path.exists():
-    raise FileNotFoundError(f'{path}: no such file.')
-  try:
-    with path.open('rb') as file:
-      tensors = read_all(file)
-  except (ValueError, EOFError, TypeError, *_DAMAGED) as error:
-    raise ValueError(
-      f'{path} ({path.stat().st_size} bytes) is not an .npz of plain arrays '
-      f'({error}): download it again.'
-    ) from error
+def _assemble(config, path, is_read):
+  tensors = read(path, is_read)
 
-  def read(leaf, name):
+  def read_one(leaf, name):
     tensor = tensors[name]
     if tensor.dtype.kind != 'f':
       raise ValueError(
@@ -116,7 +129,7 @@ def _assemble(config, path, read_all):
     return _layout(leaf, tensor)
 
   wanted = params.shapes(lambda: vit.ViT(config, rngs=nnx.Rngs(0)))
-  tree = params.assemble(path, wanted, tensors, _name, read, _IGNORED)
+  tree = params.assemble(path, wanted, tensors, _name, read_one, _IGNORED)
   heads = tensors[_name(('blocks', 0, 'attn', 'query', 'bias'))].shape[0]
   if heads != config.num_heads:
     raise ValueError(

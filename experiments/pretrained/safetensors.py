@@ -134,6 +134,35 @@ def load_text(config, source):
   return text, _load_tokenizer(_folder(path), config), scale
 
 
+def read_tensors(source, is_read):
+  """The tensors of any model's checkpoint.
+
+  Args:
+    source: as for `load_vit_params`.
+    is_read: whether they are to be read; else each is one zero, seen as an
+      array of that shape, and of the hub's files only the small ones are sent.
+
+  Returns:
+    The folder, and `{name, less a prefix of all: () -> array}`; None for that
+    where the hub has not sent the weights yet.
+
+  Raises:
+    As `load_vit_params`, but for what the tensors are of.
+  """
+  path = _with_weights(source) if is_read else _local(source, _SMALL_FILES)
+  try:
+    opened = _open(path)
+  except FileNotFoundError:
+    if is_read or pathlib.Path(source).exists():
+      raise
+    return _folder(path), None
+  read = _read if is_read else _shape
+  return _folder(path), {
+    name: functools.partial(_checked, source, read, *tensor)
+    for name, tensor in opened.items()
+  }
+
+
 def check_head(source, class_names):
   """Refuses a checkpoint whose head is not of these classes.
 
@@ -219,48 +248,6 @@ def folder(source):
     FileNotFoundError: there is no such checkpoint, or the hub is out of reach.
   """
   return _folder(_local(source, _SMALL_FILES))
-
-
-def read_shapes(source):
-  """Of each tensor one zero, seen as an array of its shape, out of the headers.
-
-  Args:
-    source: as for `load_vit_params`.
-
-  Returns:
-    `{name: array}`; None where the hub has not sent the weights yet.
-
-  Raises:
-    FileNotFoundError, ValueError: as `load_vit_params`.
-  """
-  try:
-    tensors = _open(_local(source, _SMALL_FILES))
-  except FileNotFoundError:
-    if pathlib.Path(source).exists():
-      raise
-    return None
-  return {
-    name: _checked(source, _shape, *tensor) for name, tensor in tensors.items()
-  }
-
-
-def read_tensors(source):
-  """The tensors of a checkpoint by name, each of them read when it is taken.
-
-  Args:
-    source: as for `load_vit_params`.
-
-  Returns:
-    `{name: () -> array}`.
-
-  Raises:
-    FileNotFoundError, ValueError: as `load_vit_params`.
-  """
-  tensors = _open(_with_weights(source))
-  return {
-    name: functools.partial(_checked, source, _read, *tensor)
-    for name, tensor in tensors.items()
-  }
 
 
 def _load_tokenizer(folder, config):

@@ -1,4 +1,4 @@
-"""A fine-tuned classifier as files that transformers, or PEFT, reads.
+"""A fine-tuned classifier or decoder as files that transformers or PEFT reads.
 
 The inverse of `load`. ViT, DeiT and DINOv2 become transformers' models for
 image classification, and compute the same logits. CLIP becomes its vision tower
@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from experiments.models import blocks, lora
-from experiments.pretrained import config_files, metadata, names
+from experiments.pretrained import config_files, llama_files, metadata, names
 
 _WEIGHTS = 'model.safetensors'
 _ADAPTER = 'adapter_model.safetensors'
@@ -75,16 +75,7 @@ def peft(model, class_names, image_size, crop=1.0, *, base):
   Raises:
     ValueError: transformers has no such model, or it has no adapters.
   """
-  adapters = [
-    module
-    for _, module in nnx.iter_modules(model.backbone)
-    if isinstance(module, lora.LoRALinear)
-  ]
-  if not adapters:
-    raise ValueError(
-      'The model has no LoRA adapters, which is all that PEFT keeps; take '
-      '--format=safetensors.'
-    )
+  adapters = _adapters(model.backbone)
   family = metadata.family(model.backbone.config)
   theirs = names.to_write(family)
   tensors, targets = {}, set()
@@ -93,8 +84,6 @@ def peft(model, class_names, image_size, crop=1.0, *, base):
     targets.add(module)
     name = f'base_model.model.{module}.lora_{factor[-1].upper()}.weight'
     tensors[name] = _tensor(array.T)
-  # Those of one `lora.add` are alike.
-  rank = adapters[0].lora_a.shape[-1]
   plain = lora.merge(model)
   head = _head(family, plain.head)
   if family == 'clip':
@@ -102,25 +91,106 @@ def peft(model, class_names, image_size, crop=1.0, *, base):
   else:
     tensors |= {f'base_model.model.{key}': head[key] for key in head}
     weights = {_ADAPTER: tensors}
-  about = {
-    'peft_type': 'LORA',
-    'base_model_name_or_path': base,
-    'r': rank,
-    'lora_alpha': adapters[0].scale * rank,
-    'lora_dropout': adapters[0].dropout,
-    'target_modules': sorted(targets),
-    'modules_to_save': None if family == 'clip' else ['classifier'],
-    'bias': 'none',
-    'fan_in_fan_out': False,
-    'inference_mode': True,
-    'task_type': None,
-  }
+  to_save = None if family == 'clip' else ['classifier']
+  about = _about(adapters, targets, base, modules_to_save=to_save)
   described = _described(plain, class_names, image_size, crop)
   # With a config.json the folder would pass for a whole model.
   config = described.pop(config_files.CONFIG)
   of_head = ('id2label', 'label2id', config_files.UNIT_FEATURES)
   described['head.json'] = {k: config[k] for k in of_head if k in config}
   return weights | {'adapter_config.json': about} | described
+
+
+def merged_llama(model, tokenizer):
+  """A decoder, LoRA merged into the weights that it adapts.
+
+  Args:
+    model: a `llama.Llama`; it stays as it is.
+    tokenizer: its `tokenizer.Tokenizer`.
+
+  Returns:
+    As `merged`.
+
+  Raises:
+    ValueError: it has adapters that cannot be merged.
+  """
+  model = lora.merge(model)
+  tensors = {}
+  for path, array in _params(model, nnx.Param):
+    tensors[_llama_name(path)] = _tensor(
+      array.T if path[-1] == 'kernel' else array
+    )
+  about = llama_files.to_config(model.config)
+  about |= {'bos_token_id': tokenizer.start, 'eos_token_id': tokenizer.end}
+  return {
+    _WEIGHTS: tensors,
+    config_files.CONFIG: about,
+    **tokenizer.files(),
+  }
+
+
+def peft_llama(model, tokenizer, *, base):
+  """What PEFT keeps of a decoder with LoRA: the adapters alone.
+
+  Args:
+    model: a `llama.Llama` that `lora.add` was called on.
+    tokenizer: its `tokenizer.Tokenizer`.
+    base: the checkpoint that the adapters are of, for adapter_config.json.
+
+  Returns:
+    As `merged`.
+
+  Raises:
+    ValueError: it has no LoRA.
+  """
+  adapters = _adapters(model)
+  tensors, targets = {}, set()
+  for (*path, factor), array in _params(model, nnx.LoRAParam):
+    module = _llama_name((*path, 'kernel')).removesuffix('.weight')
+    targets.add(module)
+    name = f'base_model.model.{module}.lora_{factor[-1].upper()}.weight'
+    tensors[name] = _tensor(array.T)
+  about = _about(adapters, targets, base, task_type='CAUSAL_LM')
+  return {_ADAPTER: tensors, 'adapter_config.json': about, **tokenizer.files()}
+
+
+def _llama_name(path):
+  name = llama_files.name_of(path)
+  return name if name.startswith('lm_head') else f'model.{name}'
+
+
+def _adapters(model):
+  """Its modules with LoRA; those of one `lora.add` are alike."""
+  found = [
+    module
+    for _, module in nnx.iter_modules(model)
+    if isinstance(module, lora.LoRALinear) and module.kind == 'lora'
+  ]
+  if not found:
+    raise ValueError(
+      'The model has no LoRA adapters, which is all that PEFT keeps; take '
+      '--format=safetensors.'
+    )
+  return found
+
+
+def _about(adapters, targets, base, **changes):
+  """The contents of adapter_config.json."""
+  rank = adapters[0].lora_a.shape[-1]
+  return {
+    'peft_type': 'LORA',
+    'base_model_name_or_path': base,
+    'r': rank,
+    'lora_alpha': adapters[0].scale * rank,
+    'lora_dropout': adapters[0].dropout,
+    'target_modules': sorted(targets),
+    'modules_to_save': None,
+    'bias': 'none',
+    'fan_in_fan_out': False,
+    'inference_mode': True,
+    'task_type': None,
+    **changes,
+  }
 
 
 def write(folder, files, run):

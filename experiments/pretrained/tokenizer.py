@@ -34,6 +34,32 @@ class Tokenizer:
     """The text of ids, without special tokens."""
     return self.tokens.decode(list(ids), skip_special_tokens=True)
 
+  def files(self):
+    """What `load` reads, and transformers: `{name: a dict of JSON}`."""
+    special = {
+      'bos_token': self.start,
+      'eos_token': self.end,
+    }
+    tokens = json.loads(self.tokens.to_str())
+    if self.start is not None and tokens.get('post_processor') is None:
+      name = self.tokens.id_to_token(self.start)
+      starts = {'SpecialToken': {'id': name, 'type_id': 0}}
+      text = {'Sequence': {'id': 'A', 'type_id': 0}}
+      tokens['post_processor'] = {
+        'type': 'TemplateProcessing',
+        'single': [starts, text],
+        'pair': [starts, text],
+        'special_tokens': {
+          name: {'id': name, 'ids': [self.start], 'tokens': [name]}
+        },
+      }
+    about = {
+      key: None if id_ is None else self.tokens.id_to_token(id_)
+      for key, id_ in special.items()
+    }
+    about['tokenizer_class'] = 'PreTrainedTokenizerFast'
+    return {FILE: tokens, _CONFIG: about}
+
   @property
   def vocab_size(self):
     """One more than its largest id."""

@@ -13,6 +13,10 @@ A kind is a module of this folder, and a line in `study.KINDS`. It has
 
 and it may have
 
+  exported(config, run, trained, format) -> the files of `experiments.export`,
+    as `pretrained.save` returns them. `run` is the run's folder, and `trained`
+    makes a model with theta_0's weights the one that was trained,
+
   draw(config, tuning, params) -> a Matplotlib figure of examples and of what a
     `train.FineTuning` makes of them with these params; in every process.
 
@@ -25,6 +29,8 @@ from typing import Any, NamedTuple
 
 from experiments import averages
 from experiments.data import sources
+
+CLASSES = 'classes.json'  # in a run's folder, the names of its classes
 
 
 class Parts(NamedTuple):

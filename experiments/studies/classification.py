@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import re
 
 import jax
@@ -15,6 +16,7 @@ from experiments.configs import images
 from experiments.data import augment, folders
 from experiments.models import blocks, clip, heads, vit
 from experiments.pretrained import load as pretrained
+from experiments.pretrained import save
 from experiments.studies import base
 from experiments.tasks import classification
 
@@ -100,6 +102,31 @@ def shapes(config):
 
   task = _make_task(config, config.num_classes)
   return _parts(config, task, nnx.eval_shape(make), {})
+
+
+def exported(config, run, trained, format_):
+  """See `studies.base`."""
+  class_names = _read_class_names(run)
+  zero_shot = config.head == 'zero_shot'
+  if zero_shot:
+    config.head = 'zeros'  # no texts: the run's own head follows
+  model = load_model(config, class_names)
+  model.unit_features |= zero_shot
+  arguments = trained(model), class_names, config.image_size, config.eval_crop
+  if format_ == 'peft':
+    return save.peft(*arguments, base=config.model.pretrained)
+  return save.merged(*arguments)
+
+
+def _read_class_names(run):
+  path = run / base.CLASSES
+  try:
+    return json.loads(path.read_text('utf-8'))
+  except (OSError, ValueError) as error:
+    raise ValueError(
+      f'{path} cannot be read, which names the classes of the head: {error}; '
+      'run the same command of experiments.main again, which writes it.'
+    ) from error
 
 
 def _parts(config, task, model, sets):

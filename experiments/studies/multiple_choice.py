@@ -12,6 +12,7 @@ from experiments.configs import text
 from experiments.data import prompts, rows, sources
 from experiments.models import blocks, llama
 from experiments.pretrained import load as pretrained
+from experiments.pretrained import save
 from experiments.studies import base
 from experiments.tasks import language
 
@@ -95,6 +96,17 @@ def shapes(config):
   model = _model_config(config)
   made = nnx.eval_shape(lambda: llama.Llama(model, rngs=nnx.Rngs(0)))
   return _parts(config, made, {}, num_options=1)
+
+
+def exported(config, run, trained, format_):
+  """See `studies.base`."""
+  del run
+  source = config.model.pretrained
+  model = trained(pretrained.load_llama(_model_config(config), source))
+  tokenizer = pretrained.load_tokenizer(source)
+  if format_ == 'peft':
+    return save.peft_llama(model, tokenizer, base=source)
+  return save.merged_llama(model, tokenizer)
 
 
 def _parts(config, model, sets, num_options):

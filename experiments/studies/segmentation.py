@@ -100,14 +100,11 @@ def shapes(config):
 
 def draw(config, tuning, params):
   """See `studies.base`: the image in the middle of every set, or of some."""
-  sources, names = base.open_sets(config), list(config.eval_sets)
-  # Of many sets the first, and some of the others.
-  shown = np.linspace(0, len(names) - 1, min(len(names), _DRAWN)).round()
-  examples = {}
+  sources, examples = base.open_sets(config), {}
   predict = functools.partial(
     _predict, tuning.graphdef, tuning.task, params, tuning.frozen
   )
-  for name in (names[int(i)] for i in shown):
+  for name in _shown(list(config.eval_sets)):
     row = len(sources[name]) // 2
     one = dataclasses.replace(
       tuning.sets[name], source=[tuning.sets[name].source[row]], num_workers=0
@@ -121,6 +118,17 @@ def draw(config, tuning, params):
       found[0, :height, :width],
     )
   return pictures.draw_masks(examples, sources['train'].class_names, masks.VOID)
+
+
+def _shown(names):
+  """All of few names; of many the first two, and some from all over the rest.
+
+  Of four corruptions at three severities it is the second of each.
+  """
+  first, rest = names[:2], names[2:]
+  number = min(len(rest), _DRAWN - len(first))
+  places = (np.arange(number) + 0.5) * len(rest) / max(number, 1)
+  return [*first, *(rest[int(place)] for place in places)]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

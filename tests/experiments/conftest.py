@@ -2,8 +2,13 @@ import jax
 import pytest
 
 from experiments import parallel
-from experiments.models import clip, vit
-from tests.experiments import tiny_questions, tiny_segmentation, tiny_study
+from experiments.models import clip, vision_language, vit
+from tests.experiments import (
+  tiny_questions,
+  tiny_segmentation,
+  tiny_study,
+  tiny_vqa,
+)
 
 # Where programs are judged, or run for longer than they compile.
 _OPTIMIZED = ('benchmark', 'compare', 'topology')
@@ -27,7 +32,10 @@ def one_device(monkeypatch):
 
 @pytest.fixture
 def tiny_clip(monkeypatch):
-  """The checkpoint of `make_reference`, in the place of CLIP ViT-B/16."""
+  """Checkpoints of `make_reference`, in the place of CLIP and PaliGemma."""
+  monkeypatch.setitem(
+    vision_language.CONFIGS, 'paligemma_3b', tiny_vqa.PALIGEMMA
+  )
   monkeypatch.setitem(vit.CONFIGS, 'clip_b16', tiny_study.CLIP)
   monkeypatch.setitem(clip.CONFIGS, 'clip_b16', tiny_study.TEXT)
   return tiny_study.CHECKPOINT
@@ -35,9 +43,10 @@ def tiny_clip(monkeypatch):
 
 @pytest.fixture(scope='session')
 def noise(tmp_path_factory):
-  """The files of `tiny_study`, `tiny_segmentation` and `tiny_questions`."""
+  """The files of all tiny studies."""
   folder = tmp_path_factory.mktemp('noise')
   tiny_study.write_images(folder)
   tiny_segmentation.write_masks(folder)
   tiny_questions.write(folder)
+  tiny_vqa.write_questions(folder)
   return folder

@@ -4,10 +4,12 @@ from typing import Any, NamedTuple
 
 from experiments import study
 from experiments.configs import base
+from experiments.models import vision_language
 from tests.experiments import (
   tiny_questions,
   tiny_segmentation,
   tiny_study,
+  tiny_vqa,
   toy,
 )
 
@@ -21,12 +23,16 @@ class Kind(NamedTuple):
     lora_modules: what LoRA adapts in its model.
     everything: keys of all that is drawn at random in a step of it.
     lives: how often a run of it is killed.
+    first_block: from which on it can be trained, above 0.
+    lower: beginning of the paths of params that are below that.
   """
 
   module: Any
   lora_modules: str
   everything: dict[str, Any]
   lives: int
+  first_block: int = 1
+  lower: tuple[str | int, ...] = ('backbone', 'blocks', 0)
 
 
 KINDS = {
@@ -43,15 +49,28 @@ KINDS = {
     lives=6,
   ),
   'multiple_choice': Kind(
-    tiny_questions, r'.*\.attn\.(query|value)', {}, lives=4
+    tiny_questions,
+    r'.*\.attn\.(query|value)',
+    {},
+    lives=4,
+    lower=('blocks', 0),
   ),
-  'regression': Kind(toy, r'blocks\.\d', {}, lives=4),
+  'vqa': Kind(
+    tiny_vqa,
+    r'decoder\..*\.attn\.(query|value)',
+    {},
+    lives=4,
+    first_block=2,
+    lower=('vision',),
+  ),
+  'regression': Kind(toy, r'blocks\.\d', {}, lives=4, lower=('blocks', 0)),
 }
 
 
 def install():
   """Makes the kinds of the tests known, for as long as the process runs."""
   study.KINDS['regression'] = toy
+  vision_language.CONFIGS['paligemma_3b'] = tiny_vqa.PALIGEMMA
 
 
 def tiny(name, folder):

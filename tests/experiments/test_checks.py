@@ -71,7 +71,7 @@ METHOD = [
       ('lora', 4),
     )
   ),
-  ({'optimizer': 'adam', 'lora': 4}, {'train': 'head'}, 'are not trained'),
+  ({'optimizer': 'adam', 'lora': 4}, {'train': 'biases'}, 'are not trained'),
   *(
     ({'optimizer': 'adam', 'lora': 4, key: value}, {'lora': 0}, 'is no LoRA')
     for key, value in (

@@ -5,10 +5,18 @@ import pathlib
 import numpy as np
 import pytest
 import tensorflow_datasets
+from PIL import Image
 
 from experiments import cli, compare, resume, study
-from experiments.configs import domainnet, imagenet, pacs
+from experiments.configs import (
+  camvid,
+  domainnet,
+  imagenet,
+  pacs,
+  pascal_context,
+)
 from experiments.data import folders
+from tests.experiments import tiny_study
 from tests.experiments.data import files, prepared
 
 
@@ -74,6 +82,107 @@ def test_pacs(tmp_path, capsys, source):
   )
   # BitFit moves few parameters, and not far.
   assert 0 < rows['bitfit']['deviation'] < rows['adamw']['deviation']
+
+
+def write_masks(images, masks, names, num_classes, size=(36, 48)):
+  """Noise of the colours of its classes, a quarter of the picture each."""
+  rng = np.random.default_rng(0)
+  for folder in (images, masks):
+    folder.mkdir(parents=True, exist_ok=True)
+  for name in names:
+    quarters = rng.integers(0, num_classes, (2, 2))
+    mask = np.kron(quarters, np.ones((size[0] // 2, size[1] // 2), int))
+    pixels = rng.normal(colors(num_classes)[mask], 60).clip(0, 255)
+    Image.fromarray(pixels.astype(np.uint8)).save(images / f'{name}.jpg')
+    Image.fromarray(mask.astype(np.uint8)).save(masks / f'{name}.png')
+
+
+@pytest.mark.slow
+def test_camvid(tmp_path, capsys):
+  root = tmp_path / 'camvid'
+  frames = {
+    'train': [
+      '0001TP_1',
+      *(f'{s}_{i}' for s in ('0006R0', '0016E5') for i in range(8)),
+    ],
+    'val': [f'0016E5_{i}' for i in range(8, 12)],
+    'test': ['0001TP_2', *(f'Seq05VD_{i}' for i in range(3))],
+  }
+  for split, names in frames.items():
+    write_masks(root / split, root / f'{split}annot', names, 11)
+    paths = [f'/x/{split}/{n}.png /x/{split}annot/{n}.png\n' for n in names]
+    (root / f'{split}.txt').write_text(''.join(paths))
+  config = camvid.get_config()
+  # Real weights.
+  rows, _ = run(
+    config,
+    tmp_path,
+    capsys,
+    image_size=(28, 42),
+    first_block=10,
+    learning_rate=1e-3,
+  )
+  assert set(rows) == set(config.methods)
+  corrupted = [
+    f'{name} {severity}'
+    for name in ('fog', 'defocus_blur', 'gaussian_noise', 'brightness')
+    for severity in (1, 3, 5)
+  ]
+  check(rows, ['Seq05VD', 'dusk', *corrupted])
+  assert rows['linear_probe']['deviation'] == 0
+  free, anchored = rows['spd_1_free'], rows['spd_1']
+  assert free['selected'] > 0
+  assert free['metrics'] != anchored['metrics']
+  for name in ('lora', 'lora_spd', 'bitfit', 'l2sp', 'layer_decay'):
+    assert rows[name]['deviation'] > 0
+  pictures = {file.stem for file in (tmp_path / 'run/pictures').iterdir()}
+  assert pictures == {f'{name}_0' for name in rows}
+
+
+def context_files(root, classes):
+  """A folder of the official layout of each, and its pictures."""
+  names = [f'2008_{i:06}' for i in range(44)]
+  if classes == '21':
+    root, lists, masks = root / 'PASCAL_MT', 'Context', 'semseg/pascal-context'
+  else:
+    root = root / 'VOCdevkit/VOC2010'
+    lists, masks = 'SegmentationContext', 'SegmentationClassContext'
+  write_masks(root / 'JPEGImages', root / masks, names, int(classes))
+  folder = root / 'ImageSets' / lists
+  folder.mkdir(parents=True)
+  for split, part in (('train', names[:40]), ('val', names[40:])):
+    (folder / f'{split}.txt').write_text('\n'.join(part))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('classes', ['21', '59', '60'])
+def test_pascal_context(tmp_path, capsys, classes):
+  context_files(tmp_path, classes)
+  config = pascal_context.get_config(classes)
+  folder = tiny_study.CHECKPOINT.parent / 'swin'
+  config.model.update(name='', pretrained=str(folder), drop_path=0.0)
+  config.model.dtype = 'float32'
+  methods = ['decoder', 'adamw', 'spd_1', 'spd_1_free']
+  rows, sets = run(
+    config,
+    tmp_path,
+    capsys,
+    methods,
+    image_size=(40, 48),
+    eval_size=() if classes == '21' else (44, 52),
+    learning_rate=1e-3,
+  )
+  assert len(sets['val'].source) == 4
+  check(rows, [name for name in sets if name != 'val'])
+  assert 0 < rows['decoder']['deviation'] < rows['adamw']['deviation']
+  assert rows['spd_1_free']['metrics'] != rows['spd_1']['metrics']
+
+
+def test_studies_of_masks_that_are_unknown():
+  with pytest.raises(ValueError, match='camvid takes no argument; it was'):
+    camvid.get_config('x')
+  with pytest.raises(ValueError, match='pascal_context:20 is unknown; it is'):
+    pascal_context.get_config('20')
 
 
 def domainnet_files(root):

@@ -147,6 +147,22 @@ def test_all_that_is_wrong_is_told_at_once(tmp_path):
   assert len(lines) == 7
 
 
+def test_ids_below_the_first_class(tmp_path):
+  pair(tmp_path, 'a')
+  below = Image.fromarray(np.where(IDS == 2, -5, IDS).astype(np.int32))
+  (tmp_path / 'masks/a.png').unlink()
+  write(tmp_path, 'masks/a.tif', below)
+  with pytest.raises(ValueError, match='has the id -5; there are 3 classes'):
+    open_them(tmp_path)
+
+
+def test_masks_of_nothing_but_void(tmp_path):
+  pair(tmp_path, 'a', np.full((2, 4), 255))
+  pair(tmp_path, 'b', np.full((3, 5), 255))
+  with pytest.raises(ValueError, match='every pixel of its 2 masks is void; t'):
+    open_them(tmp_path)
+
+
 def test_masks_without_an_image_are_counted(tmp_path, caplog):
   pair(tmp_path, 'a')
   write(tmp_path, 'masks/b.png', grey(IDS))

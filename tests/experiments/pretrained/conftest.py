@@ -9,7 +9,11 @@ from safetensors.numpy import load_file
 from experiments.models import clip, vit
 
 # It imports torch, which the tests do without.
-collect_ignore = ['make_reference.py']
+collect_ignore = [
+  'make_reference.py',
+  'make_paligemma.py',
+  'time_paligemma.py',
+]
 
 _SIZES = {
   'patch_size': 4,

@@ -26,7 +26,7 @@ from open_clip.push_to_hf_hub import save_for_hf
 from safetensors.torch import load_file
 
 from experiments.pretrained import save
-from tests.experiments.pretrained import exports
+from tests.experiments.pretrained import exports, make_paligemma
 
 FOLDER = pathlib.Path(__file__).parent / 'reference'
 GRID, PATCH = 5, 4
@@ -79,6 +79,7 @@ def main():
   transformers.BitImageProcessor(**IMAGENET).save_pretrained(FOLDER / 'dinov2')
   write_swin()
   write_clip()
+  make_paligemma.main()
   for name, architecture in (
     ('timm_vit', 'vit_base_patch16_224'),
     ('timm_deit', 'deit_base_distilled_patch16_224'),

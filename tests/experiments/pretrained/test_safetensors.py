@@ -165,7 +165,7 @@ def test_a_prefix_that_all_names_share(
 @pytest.mark.parametrize(
   ('theirs', 'ours', 'message'),
   [
-    ('timm_vit', 'clip', 'those of timm, of which vit, deit, dinov2 are re'),
+    ('timm_vit', 'clip', 'those of timm, of which vit, deit, dinov2, swin are'),
     ('open_clip', 'vit', 'those of open_clip, of which clip, text are read'),
     ('timm_deit', 'timm_vit', r'missing nothing, surplus dist_token'),
     ('timm_vit', 'timm_dinov2', r'missing blocks\.0\.ls1\.gamma'),
