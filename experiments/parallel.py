@@ -17,6 +17,8 @@ from jax.sharding import PartitionSpec as P
 
 # A smaller array lies on every device: to gather it costs more than it holds.
 _SMALL = 2**14
+# A larger array, in bytes, is never whole on a device within a step.
+_LARGE = 2**30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,8 +107,19 @@ class Layout:
     return jax.lax.with_sharding_constraint(tree, self.shardings(tree))
 
   def constrain_whole(self, tree):
-    """Inside a jit: lays results out whole on every device."""
-    return jax.lax.with_sharding_constraint(tree, self.whole)
+    """Inside a jit: lays results out whole on every device.
+
+    What is large stays as it is: the stacked blocks of a large model, whose
+    loop then gathers a block at a time.
+    """
+    return jax.tree.map(
+      lambda x: (
+        x
+        if x.size * x.dtype.itemsize > _LARGE
+        else jax.lax.with_sharding_constraint(x, self.whole)
+      ),
+      tree,
+    )
 
   def gather(self, tree):
     """Makes arrays whole on every device, where each process can read them."""

@@ -134,7 +134,7 @@ def _benchmark(arg):
     eval_every=200,
     learning_rate=3e-4,
   )
-  config.model.update(name=name, pretrained=hub, dtype='bfloat16')
+  config.model.update(name=name, pretrained=hub, dtype='bfloat16', scan=True)
   lora = {
     'lora': 32,
     'lora_alpha': 64.0,

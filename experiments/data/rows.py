@@ -45,7 +45,7 @@ class Encoder:
     self._response = prompts.RESPONSES[response]
 
   def training(self, example, max_length):
-    """Prompt and answer, cut to a length, and where there is room the end.
+    """Prompt and answer, cut to a length; after an output the end, with room.
 
     Args:
       example: a `text.Example`.

@@ -54,10 +54,10 @@ def check(config):
     config.response,
   )
   found = {'train': _training(config, opened.pop('train'), encoder)}
-  generated = {} if config.answers == 'scores' else dict(config.eval_sets)
-  for name in generated:
+  if config.answers != 'scores':
+    generated = {name: opened.pop(name) for name in config.eval_sets}
     room = model.context_length - config.max_new_tokens
-    found[name] = _prompts(name, opened.pop(name), encoder, room)
+    found |= _prompts(generated, encoder, room)
   return found | _options(config, opened, encoder, model.context_length)
 
 
@@ -174,14 +174,20 @@ def _options(config, opened, encoder, room):
   }
 
 
-def _prompts(name, source, encoder, room):
-  """`Tokens` of questions that are answered in text."""
-  examples = [source[index] for index in range(len(source))]
-  encoded = [encoder.prompt(example) for example in examples]
-  for example, ids in zip(examples, encoded, strict=True):
-    _check_length(name, example, len(ids), room)
-  names = [example.names for example in examples]
-  return Tokens(rows.generation(encoded, source.labels), names=names)
+def _prompts(opened, encoder, room):
+  """`{name: Tokens}` of sets that are answered in text, all of one shape."""
+  names, columns = [], []
+  for name, source in opened.items():
+    examples = [source[index] for index in range(len(source))]
+    encoded = [encoder.prompt(example) for example in examples]
+    for example, ids in zip(examples, encoded, strict=True):
+      _check_length(name, example, len(ids), room)
+    names.append([example.names for example in examples])
+    columns.append(rows.generation(encoded, source.labels))
+  return {
+    name: Tokens(one, names=own)
+    for name, one, own in zip(opened, rows.alike(columns), names, strict=True)
+  }
 
 
 def _check_length(name, example, length, room):

@@ -2,10 +2,11 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 
-from experiments import cli, compare, resume, runs, study
+from experiments import cli, compare, parallel, resume, runs, study
 from experiments.configs import base
 from experiments.studies import multiple_choice
 from tests.experiments import tiny_questions
@@ -148,3 +149,20 @@ def test_adapters_are_told_apart(config):
   for name in ('adam', 'spd_b', 'l2sp'):
     assert min(rows[name][key] for key in ('moved_a', 'norm_b')) > 0
   assert rows['l2sp']['norm_a'] < rows['adam']['norm_a']
+
+
+def test_large_stacks_stay_split(config, monkeypatch):
+  """The loop over the blocks gathers them, and takes the same steps."""
+  config.update(num_steps=6, eval_every=6)
+  config.model.scan = True
+  found = []
+  for layout in ('replicated', 'fsdp'):
+    config.layout = layout
+    tuning = study.load(config, study.check(config), cli.progress)
+    found.append(runs.run(config, tuning, 'spd_1', 0).history)
+    monkeypatch.setattr(parallel, '_SMALL', 0)
+    monkeypatch.setattr(parallel, '_LARGE', 0)
+    monkeypatch.setattr(parallel, 'all_devices', jax.devices)
+  for key in ('loss', 'deviation'):
+    # Sums in another order.
+    np.testing.assert_allclose(found[1][key], found[0][key], rtol=1e-3)
