@@ -95,9 +95,9 @@ def _arc():
       },
     },
     means={'OOD mean': tuple(_OOD)},
-    num_steps=200,
-    batch_size=8,
-    eval_batch_size=16,
+    num_steps=150,
+    batch_size=4,
+    eval_batch_size=4,
     eval_every=50,
     learning_rate=3e-4,
   )
