@@ -29,6 +29,7 @@ _WORDS = (
   *(f' {thing}' for thing in questions.THINGS),
   *(f'{kind}{i}' for kind in ('answer', ' answer') for i in range(1, 5)),
   *(f' {i}' for i in range(12)),
+  *(' negative', ' positive'),
 )
 
 
