@@ -14,9 +14,17 @@ import optax
 from experiments.models import blocks
 from optax_spd import decay_to_anchor, layer_names, with_spd
 
+# (steps) -> a schedule from 1 to 0.
+DECAYS = {
+  'cosine': lambda steps: optax.cosine_decay_schedule(1.0, steps),
+  'linear': lambda steps: optax.linear_schedule(1.0, 0.0, steps),
+}
 
-def warmup_cosine(learning_rate, num_steps, warmup, start=0.0, end=0.0):
-  """From `start` up to `learning_rate`, linearly, and as a cosine to `end`.
+
+def warmup_decay(
+  learning_rate, num_steps, warmup, start=0.0, end=0.0, decay='cosine'
+):
+  """From `start` up to `learning_rate`, linearly, and then down to `end`.
 
   Args:
     learning_rate: the peak; it may be traced.
@@ -24,16 +32,17 @@ def warmup_cosine(learning_rate, num_steps, warmup, start=0.0, end=0.0):
     warmup: the share of it that rises.
     start: the rate of the first step, where there is a warm-up.
     end: the rate after the last step.
+    decay: a key of `DECAYS`.
 
   Returns:
     A schedule of the count of updates.
   """
   rise = round(warmup * num_steps)
-  cosine = optax.cosine_decay_schedule(1.0, num_steps - rise)
+  share = DECAYS[decay](num_steps - rise)
 
   def schedule(count):
     rising = start + (learning_rate - start) * count / max(rise, 1)
-    falling = end + (learning_rate - end) * cosine(count - rise)
+    falling = end + (learning_rate - end) * share(count - rise)
     return jnp.where(count < rise, rising, falling)
 
   return schedule
@@ -139,6 +148,7 @@ class Method:
     anchor_head: whether SPD pulls the head back too.
     clip_norm: of the gradient of all that is trained; 0 for no clipping.
     anchor: a key of `ANCHORS`, where SPD pulls to.
+    decay: a key of `DECAYS`, of the rate.
   """
 
   optimizer: str
@@ -152,6 +162,7 @@ class Method:
   anchor_head: bool
   clip_norm: float = 0.0
   anchor: str = 'start'
+  decay: str = 'cosine'
 
   def layer_names(self, params):
     """Names the layers in the vectors of the `SPDState`; none without SPD."""
@@ -179,15 +190,20 @@ class Method:
     return float(self._schedule(hyperparams['learning_rate'])(step - 1))
 
   def _schedule(self, learning_rate):
-    return warmup_cosine(
-      learning_rate, self.num_steps, self.warmup, self.start, self.end
+    return warmup_decay(
+      learning_rate,
+      self.num_steps,
+      self.warmup,
+      self.start,
+      self.end,
+      self.decay,
     )
 
   def make(self, learning_rate, weight_decay, spd):
     """The Optax transformation.
 
     Args:
-      learning_rate: the peak of a `warmup_cosine`; it may be traced.
+      learning_rate: the peak of a `warmup_decay`; it may be traced.
       weight_decay: the optimizer's own; it may be traced.
       spd: lambda, where `self.spd`; it may be traced.
     """
@@ -236,6 +252,7 @@ def from_config(config, method):
     method.anchor_head,
     config.clip_norm,
     method.anchor,
+    config.decay,
   ), {
     'learning_rate': method.rate * config.learning_rate,
     'weight_decay': method.weight_decay,

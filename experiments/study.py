@@ -146,6 +146,7 @@ def _check_keys(config):
     raise ValueError(
       'config.metrics and config.methods name at least one each.'
     )
+  checks.one_of('decay', config.decay, optimizers.DECAYS)
   for name, method in config.methods.items():
     _check_method(config, name, method)
   for name, eval_sets in config.means.items():

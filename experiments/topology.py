@@ -38,6 +38,7 @@ _READ = (
   'ema',
   'num_steps',
   'learning_rate',
+  'decay',
   'warmup',
   'warmup_learning_rate',
   'min_learning_rate',

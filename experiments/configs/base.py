@@ -85,7 +85,8 @@ def base():
       'eval_batch_size': 64,
       'accumulate': 1,  # parts of a batch whose gradients are averaged
       'eval_every': 25,  # steps; the best of them on ID validation is kept
-      'learning_rate': 1e-4,  # the peak of a cosine
+      'learning_rate': 1e-4,  # the peak
+      'decay': 'cosine',  # of the rate after it; or 'linear'
       'warmup': 0.1,  # share of the steps
       'warmup_learning_rate': 0.0,  # of the first step
       'min_learning_rate': 0.0,  # after the last step

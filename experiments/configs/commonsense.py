@@ -15,20 +15,21 @@ without its options; that of the largest mean log-probability is the answer.
 
 `llama7b` and `llama13b` are in the setting of LLM-Adapters: its prompt to the
 blank, the loss of the prompt too, rank 32 and alpha 64 on q, k, v, up and down,
-dropout 0.05, 3e-4 after 100 steps, three epochs, 120 examples to choose the
-step, by the scores of the options' names. The eight test sets are answered in
-text, by greedy decoding; --config.answers=beam searches with 4 beams, as the
-benchmark does. A row has 256 tokens, about two and a half of its examples, so
-that 8 rows a step are about its 16; its linear decay is a cosine here, and the
-questions that a test set shares with the training set are left out. To check a
-set-up with, LLM-Adapters' README has for LoRA on the 7B boolq 68.9, piqa 80.7,
-social_i_qa 77.4, hellaswag 78.1, winogrande 78.8, ARC-Easy 77.8, ARC-Challenge
-61.3, openbookqa 74.8, mean 74.7; on the 13B 80.5.
+dropout 0.05, 3e-4 after 100 steps and then down a line, three epochs, 120
+examples to choose the step, by the scores of the options' names. The eight test
+sets are answered in text, by greedy decoding; --config.answers=beam searches
+with 4 beams, as the benchmark does. A row has 256 tokens, about two and a half
+of its examples, so that 8 rows a step are about its 16. The questions that a
+test set shares with the training set are left out. To check a set-up with,
+LLM-Adapters' README has for LoRA on the 7B boolq 68.9, piqa 80.7, social_i_qa
+77.4, hellaswag 78.1, winogrande 78.8, ARC-Easy 77.8, ARC-Challenge 61.3,
+openbookqa 74.8, mean 74.7; on the 13B 80.5.
 
-On one GPU the 7B trains with --config.model.remat=True, on a node of GPUs or a
-slice of TPUs with --config.layout=fsdp, and with
---config.model.pretrained=FOLDER for weights that lie elsewhere. Not run here at
-full size, for want of the weights.
+The same command runs on one GPU, where --config.model.remat=True saves memory,
+and with --config.layout=fsdp on a node of GPUs or a slice of TPUs: by the TPU
+compiler v5e:4x4 has room for the 7B, and v5p:2x2x1 for the 13B.
+--config.model.pretrained=FOLDER takes weights that lie elsewhere. Not run here
+at full size, for want of the weights.
 """
 
 from experiments.configs import text
@@ -133,6 +134,7 @@ def _benchmark(arg):
     eval_batch_size=16,
     eval_every=200,
     learning_rate=3e-4,
+    decay='linear',
   )
   config.model.update(name=name, pretrained=hub, dtype='bfloat16', scan=True)
   lora = {

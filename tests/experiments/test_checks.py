@@ -208,6 +208,7 @@ def test_workers_that_have_nothing_to_read(tmp_path):
     ('num_workers', -1, 'it is 0 or more'),
     ('profile', -1, 'it is 0 or more'),
     ('learning_rate', float('nan'), 'learning_rate is nan'),
+    ('decay', 'steps', "decay is 'steps'; it must be one of cosine, linear"),
     ('methods.adamw.weight_decay', -0.1, 'is from 0 to inf'),
     ('methods.spd_1.spd', -1.0, 'is from 0 to inf'),
     ('methods.wise_ft.alpha', 1.5, 'is from 0 to 1'),

@@ -29,7 +29,7 @@ def _params():
 
 PARAMS = _params()
 PLAIN = optimizers.Method('adam', 'all', 1.0, False, 20, 0.1, 0.0, 0.0, True)
-SCHEDULE = optimizers.warmup_cosine(1e-2, 20, 0.1)
+SCHEDULE = optimizers.warmup_decay(1e-2, 20, 0.1)
 KERNELS = jax.tree.map(lambda p: p.shape == (3, 2), PARAMS)
 
 
@@ -63,14 +63,18 @@ def assert_close(ours, theirs):
 
 
 def test_the_schedule_rises_and_falls():
-  schedule = optimizers.warmup_cosine(3e-4, 100, 0.1, 1e-6, 1e-5)
+  schedule = optimizers.warmup_decay(3e-4, 100, 0.1, 1e-6, 1e-5)
   rates = np.array([schedule(t) for t in range(101)])
   np.testing.assert_allclose(rates[0], 1e-6, rtol=1e-5)
   np.testing.assert_allclose(rates[5], (1e-6 + 3e-4) / 2, rtol=1e-5)
   np.testing.assert_allclose(rates[10], 3e-4, rtol=1e-5)
   np.testing.assert_allclose(rates[55], (1e-5 + 3e-4) / 2, rtol=1e-5)
   np.testing.assert_allclose(rates[100], 1e-5, rtol=1e-4)
-  assert float(optimizers.warmup_cosine(1.0, 10, 0.0)(0)) == 1
+  assert float(optimizers.warmup_decay(1.0, 10, 0.0)(0)) == 1
+  line = optimizers.warmup_decay(3e-4, 100, 0.1, 1e-6, 1e-5, 'linear')
+  np.testing.assert_allclose(line(10), 3e-4, rtol=1e-6)
+  np.testing.assert_allclose(line(28), (4 * 3e-4 + 1e-5) / 5, rtol=1e-6)
+  np.testing.assert_allclose(line(100), 1e-5, rtol=1e-4)
 
 
 def pull(strength):
