@@ -25,6 +25,8 @@ class Kind(NamedTuple):
     lives: how often a run of it is killed.
     first_block: from which on it can be trained, above 0.
     lower: beginning of the paths of params that are below that.
+    lora_rate: of LoRA, as a share of the study's, so that SPD acts on it.
+    rtol: of losses, where sums in another order grow from step to step.
   """
 
   module: Any
@@ -33,6 +35,8 @@ class Kind(NamedTuple):
   lives: int
   first_block: int = 1
   lower: tuple[str | int, ...] = ('backbone', 'blocks', 0)
+  lora_rate: float = 1.0
+  rtol: float = 0.0
 
 
 KINDS = {
@@ -54,6 +58,8 @@ KINDS = {
     {},
     lives=4,
     lower=('blocks', 0),
+    lora_rate=10.0,
+    rtol=1e-3,
   ),
   'vqa': Kind(
     tiny_vqa,
@@ -62,6 +68,7 @@ KINDS = {
     lives=4,
     first_block=2,
     lower=('vision',),
+    rtol=1e-3,
   ),
   'regression': Kind(toy, r'blocks\.\d', {}, lives=4, lower=('blocks', 0)),
 }
@@ -77,14 +84,19 @@ def tiny(name, folder):
   """The tiny study of a kind, with LoRA among its methods."""
   kind = KINDS[name]
   config = kind.module.get_config(str(folder))
-  lora = {'optimizer': 'adam', 'lora': 2, 'lora_modules': kind.lora_modules}
+  lora = {
+    'optimizer': 'adam',
+    'rate': kind.lora_rate,
+    'lora': 2,
+    'lora_modules': kind.lora_modules,
+  }
   config.methods.update(
     {
       'lora': base.method('LoRA', **lora),
       'lora_spd': base.method('LoRA-SPD', spd=1.0, anchor='origin', **lora),
       # So slow that it stays where it starts.
       'lora_after': base.method(
-        'LoRA, on', starts_from='lora', rate=1e-6, **lora
+        'LoRA, on', starts_from='lora', **lora | {'rate': 1e-6}
       ),
       'lora_wise_ft': base.method('WiSE', average_of='lora', alpha=0.25),
     }

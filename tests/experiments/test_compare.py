@@ -144,7 +144,7 @@ def test_an_output_folder_that_cannot_be_written(tmp_path):
   [
     (
       '--config=elpw',
-      'neither one of domainnet, elpv, imagenet, pacs nor the path',
+      'neither one of camvid, commonsense, domainnet, easy_vqa, elpv',
     ),
     ('--config=elpv:mono', "takes no argument; it was 'mono'"),
     ('--config=pacs:phot', 'one of photo, art_painting, cartoon, sketch'),

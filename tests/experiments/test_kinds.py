@@ -74,10 +74,13 @@ def test_every_way_takes_the_same_steps(config, way, name, monkeypatch):
   found = run(config, name)
   # Sums in another order.
   np.testing.assert_allclose(
-    found.history['loss'], alone.history['loss'], rtol=0, atol=2e-5
+    found.history['loss'],
+    alone.history['loss'],
+    rtol=kinds.KINDS[config.task].rtol,
+    atol=2e-5,
   )
   np.testing.assert_allclose(
-    found.history['deviation'], alone.history['deviation'], rtol=1e-3
+    found.history['deviation'], alone.history['deviation'], rtol=2e-3
   )
   assert found.history['decayed'].mean() > 0.05
   assert abs(found.history['decayed'] - alone.history['decayed']).max() < 0.3

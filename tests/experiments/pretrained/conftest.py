@@ -10,6 +10,7 @@ from experiments.models import clip, vit
 
 # It imports torch, which the tests do without.
 collect_ignore = [
+  'make_llama.py',
   'make_reference.py',
   'make_paligemma.py',
   'time_paligemma.py',
