@@ -19,3 +19,19 @@ if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
   _folder = tempfile.mkdtemp(prefix='optax_spd_tests_')
   os.environ['JAX_COMPILATION_CACHE_DIR'] = _folder
   atexit.register(shutil.rmtree, _folder, ignore_errors=True)
+# Small ones too, which most of them are.
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
+
+import jax
+import pytest
+
+
+@pytest.fixture(scope='module', autouse=True)
+def few_programs():
+  """A module leaves no compiled program behind.
+
+  Each is some ten mappings of memory. Linux gives a process 65,530 of them
+  (vm.max_map_count), and the compiler ends with a segmentation fault beyond.
+  """
+  yield
+  jax.clear_caches()

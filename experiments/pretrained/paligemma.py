@@ -13,11 +13,16 @@ import pathlib
 import re
 
 import ml_dtypes
-import tokenizers
 from flax import nnx
 
 from experiments.models import blocks, vision_language
-from experiments.pretrained import config_files, npz, params, safetensors
+from experiments.pretrained import (
+  config_files,
+  npz,
+  params,
+  safetensors,
+  tokenizer,
+)
 
 # Our path, from the tower on and in a block from there -> the tensor's name.
 _HUGGING_FACE = {
@@ -79,29 +84,6 @@ _BIG_VISION = {
 # transformers adds rows for the image's token and more; big_vision does not.
 _EXTRA_ROWS = 64
 _IGNORED = r'language_model\.lm_head\.weight|lm_head\.weight'
-
-
-@dataclasses.dataclass(frozen=True)
-class Tokenizer:
-  """Text to ids and back, without special tokens.
-
-  Attributes:
-    model: the `tokenizers.Tokenizer`.
-    start: id of the token that begins a prompt.
-    end: id of the one that ends an answer.
-  """
-
-  model: tokenizers.Tokenizer
-  start: int
-  end: int
-
-  def encode(self, text):
-    """A list of ids."""
-    return self.model.encode(text, add_special_tokens=False).ids
-
-  def decode(self, ids):
-    """The text of ids."""
-    return self.model.decode(list(ids))
 
 
 def model_config(name, source):
@@ -168,7 +150,7 @@ def load(config, source, *, untied=False):
 
 
 def load_tokenizer(config, source):
-  """The `Tokenizer` of a checkpoint.
+  """The `tokenizer.Tokenizer` of a checkpoint.
 
   Args:
     config: the model's.
@@ -183,17 +165,8 @@ def load_tokenizer(config, source):
     folder = pathlib.Path(source).parent
   else:
     folder, _ = safetensors.read_tensors(source, is_read=False)
-  file = folder / 'tokenizer.json'
-  if not file.exists():
-    raise FileNotFoundError(
-      f'{file} is missing: copy it there from google/paligemma-3b-pt-224.'
-    )
-  try:
-    model = tokenizers.Tokenizer.from_file(str(file))
-  except Exception as error:  # it raises no other kind
-    raise ValueError(
-      f'{file} is cut short or damaged ({error}): download it again.'
-    ) from error
+  file = folder / tokenizer.FILE
+  model = tokenizer.read(file)
   start, end = (model.token_to_id(token) for token in ('<bos>', '<eos>'))
   rows = config.decoder.vocab_size
   # The last of the text, before what transformers adds.
@@ -207,7 +180,7 @@ def load_tokenizer(config, source):
       f'{end}, are not those of a PaliGemma of {rows:,}; take the file of '
       'google/paligemma-3b-pt-224.'
     )
-  return Tokenizer(model, start, end)
+  return tokenizer.Tokenizer(model, start, end)
 
 
 def _assemble(config, source, is_read):

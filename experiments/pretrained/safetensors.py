@@ -13,13 +13,13 @@ import re
 import huggingface_hub
 import numpy as np
 import safetensors
-import tokenizers
 from flax import nnx
 from huggingface_hub.errors import HFValidationError
 from tokenizers import processors
 
 from experiments.models import clip, swin, vit
 from experiments.pretrained import config_files, metadata, names, params
+from experiments.pretrained import tokenizer as tokenizer_files
 
 _HUB_ID = re.compile(r'(\w[\w.-]*/\w[\w.-]*)(?:@([\w./-]+))?')
 _INDEX = 'model.safetensors.index.json'
@@ -251,17 +251,8 @@ def folder(source):
 
 
 def _load_tokenizer(folder, config):
-  path = folder / 'tokenizer.json'
-  if not path.exists():
-    raise FileNotFoundError(
-      f'{path} is missing: copy it there from where the checkpoint is from.'
-    )
-  try:
-    tokenizer = tokenizers.Tokenizer.from_file(str(path))
-  except Exception as error:  # it raises no other kind
-    raise ValueError(
-      f'{path} is cut short or damaged ({error}): download it again.'
-    ) from error
+  path = folder / tokenizer_files.FILE
+  tokenizer = tokenizer_files.read(path)
   end = tokenizer.token_to_id(clip.END)
   if end != config.vocab_size - 1:
     raise ValueError(

@@ -75,25 +75,12 @@ def load(folder):
     FileNotFoundError: one of the two is missing.
     ValueError: one is damaged, or they do not say what ends a text.
   """
-  found = {}
-  for name, read in (
-    (FILE, lambda path: tokenizers.Tokenizer.from_file(str(path))),
-    (_CONFIG, lambda path: json.loads(path.read_text('utf-8'))),
-  ):
-    path = pathlib.Path(folder, name)
-    if not path.exists():
-      raise FileNotFoundError(
-        f'{path} is missing: copy it there from where the checkpoint is from.'
-      )
-    try:
-      found[name] = read(path)
-    except Exception as error:  # tokenizers raises no other kind
-      raise ValueError(
-        f'{path} is cut short or damaged ({error}): download it again.'
-      ) from error
-  tokens, about = found[FILE], found[_CONFIG]
+  tokens = read(pathlib.Path(folder, FILE))
   tokens.no_padding()
   tokens.no_truncation()
+  about = _read(
+    pathlib.Path(folder, _CONFIG), lambda path: json.loads(path.read_bytes())
+  )
 
   def id_of(key):
     token = about.get(key)
@@ -110,6 +97,29 @@ def load(folder):
   # Whether a text gets one is the tokenizer's own word, where it has one.
   starts = tokens.encode('a').ids[:1] == [start]
   return Tokenizer(tokens, start if starts else None, end)
+
+
+def read(path):
+  """The `tokenizers.Tokenizer` of a tokenizer.json, as it is.
+
+  Raises:
+    FileNotFoundError: there is none.
+    ValueError: it is damaged.
+  """
+  return _read(path, lambda path: tokenizers.Tokenizer.from_file(str(path)))
+
+
+def _read(path, read_one):
+  if not path.exists():
+    raise FileNotFoundError(
+      f'{path} is missing: copy it there from where the checkpoint is from.'
+    )
+  try:
+    return read_one(path)
+  except Exception as error:  # tokenizers raises no other kind
+    raise ValueError(
+      f'{path} is cut short or damaged ({error}): download it again.'
+    ) from error
 
 
 def check(tokenizer, vocab_size, source):

@@ -33,15 +33,15 @@ def test_outputs_are_those_of_the_reference(reference, configs, name, scan):
   # timm and open_clip resize positions in another way: only their own size.
   for size in ('', 'wide_') if name in ALL else ('',):
     hidden, features = run(model, outputs[f'{size}images'])
-    # Float32 against float64: 2e-6 was seen, of values with deviation 1. The
+    # Float32 against float64: 1.1e-5 was seen, of values with deviation 1. The
     # wrong eps makes 4e-4, the wrong GELU 2e-2.
     if name != 'open_clip':
-      np.testing.assert_allclose(hidden, outputs[f'{size}hidden'], atol=1e-5)
+      np.testing.assert_allclose(hidden, outputs[f'{size}hidden'], atol=3e-5)
     if 'clip' in name:
       expected = outputs[f'{size}features']
     else:
       expected = outputs[f'{size}hidden'][:, 0]
-    np.testing.assert_allclose(features, expected, atol=1e-5)
+    np.testing.assert_allclose(features, expected, atol=3e-5)
 
 
 @pytest.mark.parametrize(
