@@ -115,9 +115,11 @@ def stack(params):
 
 
 def unstack(params):
-  """The inverse of `stack`."""
+  """The inverse of `stack`; blocks that are a list stay."""
 
   def unstacked(blocks):
+    if any(isinstance(name, int) for name in blocks):
+      return blocks
     leaves, treedef = jax.tree.flatten(blocks)
     # Arrays are iterated over on axis 0.
     return dict(enumerate(map(treedef.unflatten, zip(*leaves, strict=True))))

@@ -14,9 +14,9 @@ from experiments.pretrained import swin_files
 
 CONFIG = 'config.json'
 _OPEN_CLIP = 'open_clip_config.json'
-_PREPROCESSOR = 'preprocessor_config.json'
+PREPROCESSOR = 'preprocessor_config.json'
 _PROCESSOR = 'processor_config.json'
-NAMES = (CONFIG, _OPEN_CLIP, _PREPROCESSOR, _PROCESSOR)
+NAMES = (CONFIG, _OPEN_CLIP, PREPROCESSOR, _PROCESSOR)
 HEAD = 'head.safetensors'  # the file, where transformers has no such head
 UNIT_FEATURES = 'unit_features'  # the key of our own: what that head sees
 
@@ -220,7 +220,7 @@ def of_transformers(family, config, class_names, image_size, crop):
     'image_mean': config.mean,
     'image_std': config.std,
   }
-  return {CONFIG: given, _PREPROCESSOR: pixels}
+  return {CONFIG: given, PREPROCESSOR: pixels}
 
 
 def _describe(path, given):
@@ -298,7 +298,7 @@ def _preprocessing(folder):
   The crop in them is no matter of the weights: DINOv2's is of 224 pixels, and
   its positions are of 518.
   """
-  where, given = folder / _PREPROCESSOR, {}
+  where, given = folder / PREPROCESSOR, {}
   if where.exists():
     given = read_json(where)
   elif (folder / _PROCESSOR).exists():

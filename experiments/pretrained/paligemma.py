@@ -13,6 +13,7 @@ import pathlib
 import re
 
 import ml_dtypes
+import numpy as np
 from flax import nnx
 
 from experiments.models import blocks, vision_language
@@ -181,6 +182,100 @@ def load_tokenizer(config, source):
       'google/paligemma-3b-pt-224.'
     )
   return tokenizer.Tokenizer(model, start, end)
+
+
+def to_config(config):
+  """The contents of its config.json, a dict."""
+  vision, decoder = config.vision, config.decoder
+  return {
+    'architectures': ['PaliGemmaForConditionalGeneration'],
+    'model_type': 'paligemma',
+    'image_token_index': decoder.vocab_size - _EXTRA_ROWS,
+    'projection_dim': decoder.width,
+    'hidden_size': decoder.width,
+    'tie_word_embeddings': True,
+    'dtype': 'float32',
+    'vision_config': {
+      'model_type': 'siglip_vision_model',
+      'image_size': vision.image_size,
+      'patch_size': vision.patch_size,
+      'hidden_size': vision.width,
+      'intermediate_size': vision.mlp_dim,
+      'num_hidden_layers': vision.depth,
+      'num_attention_heads': vision.num_heads,
+      'layer_norm_eps': vision.eps,
+      'vision_use_head': False,
+    },
+    'text_config': {
+      'model_type': 'gemma',
+      'vocab_size': decoder.vocab_size,
+      'hidden_size': decoder.width,
+      'intermediate_size': decoder.mlp_dim,
+      'num_hidden_layers': decoder.depth,
+      'num_attention_heads': decoder.num_heads,
+      'num_key_value_heads': decoder.num_kv_heads,
+      'head_dim': decoder.head_dim,
+      'rms_norm_eps': decoder.eps,
+      'max_position_embeddings': decoder.context_length,
+      'rope_theta': decoder.rope_theta,
+    },
+  }
+
+
+def processor_files(config):
+  """What transformers makes inputs by, `{name of a file: a dict}`."""
+  vision = config.vision
+  sides = {'height': vision.image_size, 'width': vision.image_size}
+  pixels = {
+    'processor_class': 'PaliGemmaProcessor',
+    'image_processor_type': 'SiglipImageProcessor',
+    'image_seq_length': vision.grid**2,
+    'do_convert_rgb': True,
+    'do_resize': True,
+    'size': sides,
+    'resample': 3,  # bicubic
+    'do_rescale': True,
+    'rescale_factor': 1 / 255,
+    'do_normalize': True,
+    'image_mean': vision.mean,
+    'image_std': vision.std,
+  }
+  return {config_files.PREPROCESSOR: pixels}
+
+
+def with_all_rows(config, table):
+  """The table of embeddings with the rows that transformers adds, zeros.
+
+  Args:
+    config: the model's.
+    table: [rows, width], without them where the model is big_vision's.
+
+  Returns:
+    The model's `VisionLanguageConfig` in transformers, and the table.
+  """
+  whole = vision_language.CONFIGS['paligemma_3b'].decoder.vocab_size
+  missing = whole - config.decoder.vocab_size
+  decoder = dataclasses.replace(config.decoder, vocab_size=whole)
+  config = dataclasses.replace(config, decoder=decoder)
+  return config, np.pad(np.asarray(table), ((0, missing), (0, 0)))
+
+
+def tensor_of(path, array, patch_size):
+  """Our param -> its name in the hub's files, and the tensor."""
+  if path[-1] == 'kernel':
+    if path[-2] == 'patch_embed':
+      patches = array.reshape(patch_size, patch_size, 3, -1)
+      array = patches.transpose(3, 2, 0, 1)
+    else:
+      array = array.T
+  name = _hugging_face_name(path)
+  return name.replace('vision_tower.', 'vision_tower.vision_model.', 1), array
+
+
+def module_of(path):
+  """Our module -> its name in transformers 5, where PEFT looks for it."""
+  name = _hugging_face_name((*path, 'kernel')).removesuffix('.weight')
+  return 'model.' + name.replace('language_model.model.', 'language_model.', 1)
 
 
 def _assemble(config, source, is_read):

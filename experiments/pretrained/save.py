@@ -18,7 +18,13 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from experiments.models import blocks, lora
-from experiments.pretrained import config_files, llama_files, metadata, names
+from experiments.pretrained import (
+  config_files,
+  llama_files,
+  metadata,
+  names,
+  paligemma,
+)
 
 _WEIGHTS = 'model.safetensors'
 _ADAPTER = 'adapter_model.safetensors'
@@ -143,15 +149,82 @@ def peft_llama(model, tokenizer, *, base):
   Raises:
     ValueError: it has no LoRA.
   """
+  return _peft_decoder(model, _llama_module, tokenizer, base)
+
+
+def merged_paligemma(model, tokenizer):
+  """A PaliGemma, LoRA merged; of the hub's names and vocabulary.
+
+  Args:
+    model: a `vision_language.VisionLanguage`; it stays as it is.
+    tokenizer: as for `merged_llama`.
+
+  Returns:
+    As `merged`.
+
+  Raises:
+    ValueError: it has adapters that cannot be merged, or an untied head.
+  """
+  _check_tied(model)
+  model = lora.merge(model)
+  config, table = paligemma.with_all_rows(
+    model.config, model.decoder.token_embed[...]
+  )
+  tensors = {}
+  for path, array in _params(model, nnx.Param):
+    if path == ('decoder', 'token_embed'):
+      array = table
+    name, array = paligemma.tensor_of(path, array, config.vision.patch_size)
+    tensors[name] = _tensor(array)
+  return {
+    _WEIGHTS: tensors,
+    config_files.CONFIG: paligemma.to_config(config),
+    **paligemma.processor_files(config),
+    **tokenizer.files(),
+  }
+
+
+def peft_paligemma(model, tokenizer, *, base):
+  """What PEFT keeps of a PaliGemma with LoRA: the adapters alone.
+
+  Args:
+    model: a `vision_language.VisionLanguage` that `lora.add` was called on.
+    tokenizer: as for `merged_llama`.
+    base: as for `peft_llama`.
+
+  Returns:
+    As `merged`. Modules are named as transformers 5 names them.
+
+  Raises:
+    ValueError: it has no LoRA, or an untied head.
+  """
+  _check_tied(model)
+  return _peft_decoder(model, paligemma.module_of, tokenizer, base)
+
+
+def _check_tied(model):
+  if hasattr(model, 'head'):
+    raise ValueError(
+      'The run trained an untied head (config.head), and the head of a '
+      'PaliGemma is its table of embeddings: there is no such model in '
+      'transformers.'
+    )
+
+
+def _peft_decoder(model, module_of, tokenizer, base):
   adapters = _adapters(model)
   tensors, targets = {}, set()
   for (*path, factor), array in _params(model, nnx.LoRAParam):
-    module = _llama_name((*path, 'kernel')).removesuffix('.weight')
+    module = module_of(tuple(path))
     targets.add(module)
     name = f'base_model.model.{module}.lora_{factor[-1].upper()}.weight'
     tensors[name] = _tensor(array.T)
   about = _about(adapters, targets, base, task_type='CAUSAL_LM')
   return {_ADAPTER: tensors, 'adapter_config.json': about, **tokenizer.files()}
+
+
+def _llama_module(path):
+  return _llama_name((*path, 'kernel')).removesuffix('.weight')
 
 
 def _llama_name(path):
@@ -248,11 +321,9 @@ def _is_replaceable(folder, files):
   return same and held <= files.keys()
 
 
-def _params(backbone, kind):
+def _params(model, kind):
   """Path and array of every parameter of a kind, blocks one by one."""
-  params = nnx.to_pure_dict(nnx.state(backbone, kind))
-  if backbone.config.scan:
-    params = blocks.unstack(params)
+  params = blocks.unstack(nnx.to_pure_dict(nnx.state(model, kind)))
   return nnx.traversals.flatten_mapping(params).items()
 
 

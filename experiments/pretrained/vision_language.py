@@ -24,16 +24,16 @@ def model_config(name, source):
   Raises:
     ValueError: one source is given for two towers, or two for a PaliGemma.
   """
-  if _is_paligemma(name) != (_JOINS not in source):
+  if is_paligemma(name) != (_JOINS not in source):
     raise ValueError(
       f'config.model.pretrained is {source!r}; of {name} it is '
       + (
         'one checkpoint.'
-        if _is_paligemma(name)
+        if is_paligemma(name)
         else f'that of the vision tower, {_JOINS}, and that of the decoder.'
       )
     )
-  if _is_paligemma(name):
+  if is_paligemma(name):
     return paligemma.model_config(name, source)
   return vision_language.CONFIGS[name]
 
@@ -110,7 +110,8 @@ def _projector(config, std):
   return {'kernel': kernel, 'bias': jnp.zeros(config.decoder.width)}
 
 
-def _is_paligemma(name):
+def is_paligemma(name):
+  """Whether a key of `vision_language.CONFIGS` is of one checkpoint."""
   return name.startswith('paligemma')
 
 

@@ -13,6 +13,7 @@ from experiments.configs import vqa as configs
 from experiments.data import sources as data
 from experiments.data import vqa_rows
 from experiments.models import vision_language
+from experiments.pretrained import save
 from experiments.pretrained import vision_language as pretrained
 from experiments.studies import base, first_stage
 from experiments.tasks import vqa
@@ -132,6 +133,24 @@ def draw(config, tuning, params):
     for i in _right_and_wrong(scores)
   ]
   return pictures.draw_answers(examples)
+
+
+def exported(config, run, trained, format_):
+  """See `studies.base`."""
+  del run
+  if not pretrained.is_paligemma(config.model.name):
+    raise ValueError(
+      f'The run is of {config.model.name}, two models that were joined here: '
+      'transformers has no such model.'
+    )
+  source, wanted = config.model.pretrained, _model_config(config)
+  model = trained(
+    pretrained.load(wanted, source, untied=config.head == 'untied')
+  )
+  tokenizer = pretrained.load_tokenizer(wanted, source)
+  if format_ == 'peft':
+    return save.peft_paligemma(model, tokenizer, base=source)
+  return save.merged_paligemma(model, tokenizer)
 
 
 def _right_and_wrong(scores):

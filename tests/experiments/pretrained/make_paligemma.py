@@ -8,6 +8,7 @@ embeddings. `make_reference` calls it.
 import pathlib
 
 import numpy as np
+import peft
 import tokenizers
 import torch
 import transformers
@@ -65,6 +66,7 @@ def main():
   tokenizer().save(str(FOLDER / 'tokenizer.json'))
   np.savez_compressed(FOLDER / 'weights.npz', **big_vision(model))
   np.savez_compressed(FOLDER / 'outputs.npz', **outputs(model.double()))
+  make_peft()
 
 
 def outputs(model):
@@ -98,6 +100,30 @@ def outputs(model):
     arrays[f'answer{i}'] = said.numpy()
     print(said)
   return arrays
+
+
+def make_peft():
+  """The logits of example 0 with the adapters in reference/paligemma/peft.
+
+  They are what `save.peft_paligemma` writes for `test_paligemma.adapted`.
+  """
+  arrays = np.load(FOLDER / 'outputs.npz')
+  base = transformers.PaliGemmaForConditionalGeneration.from_pretrained(FOLDER)
+  model = peft.PeftModel.from_pretrained(base, FOLDER / 'peft').eval().double()
+  prefix, suffix = PREFIXES[0], SUFFIXES[0]
+  asked = GRID**2 + len(prefix)
+  with torch.no_grad():
+    logits = model(
+      input_ids=torch.tensor([[IMAGE] * GRID**2 + prefix + suffix]),
+      pixel_values=torch.tensor(
+        arrays['images'][:1].transpose(0, 3, 1, 2) / 127.5 - 1
+      ),
+      token_type_ids=torch.tensor([[0] * asked + [1] * len(suffix)]),
+      attention_mask=torch.ones(1, asked + len(suffix), dtype=torch.int64),
+    ).logits[0, asked - 1 : asked - 1 + len(suffix)]
+  np.savez_compressed(
+    FOLDER / 'peft/outputs.npz', logits=logits.numpy().astype(np.float32)
+  )
 
 
 def tokenizer():

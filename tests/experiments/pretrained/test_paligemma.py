@@ -6,9 +6,12 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from flax import nnx
+from safetensors.numpy import load_file
 
-from experiments.models import vision_language
+from experiments.models import lora, vision_language
 from experiments.pretrained import paligemma as pretrained
+from experiments.pretrained import save
 from tests.experiments import tiny_vqa
 
 
@@ -204,6 +207,82 @@ def test_half_precision_of_both_kinds_is_read(folder, config, tmp_path):
   np.testing.assert_array_equal(
     kernel, half['params/img/head/kernel'].astype(np.float32)
   )
+
+
+def adapted(model):
+  """With random LoRA in both towers."""
+  modules = r'.*\.attn\.(query|value|out)'
+  model = lora.add(model, 2, 6.0, modules=modules, rngs=nnx.Rngs(0))
+  rng = np.random.default_rng(0)
+  state = nnx.state(model, nnx.LoRAParam)
+  for _, leaf in nnx.to_flat_state(state):
+    leaf[...] = rng.normal(0, 0.2, leaf.shape).astype(np.float32)
+  nnx.update(model, state)
+  return model
+
+
+@pytest.mark.parametrize('scan', [False, True])
+@pytest.mark.parametrize('name', ['', 'weights.npz'])
+def test_it_is_written_as_it_was_read(folder, config, name, scan):
+  """And transformers read the file that it is equal to."""
+  source, config = source_and_config(folder, name)
+  towers = {
+    tower: dataclasses.replace(getattr(config, tower), scan=scan)
+    for tower in ('vision', 'decoder')
+  }
+  config = dataclasses.replace(config, **towers)
+  model = pretrained.load(config, source)
+  own = pretrained.load_tokenizer(config, source)
+  files = save.merged_paligemma(model, own)
+  expected = load_file(folder / 'model.safetensors')
+  found = files['model.safetensors']
+  assert {key.replace('.vision_model', '') for key in found} == set(expected)
+  for key, tensor in found.items():
+    wanted = expected[key.replace('.vision_model', '')]
+    if name and 'embed_tokens' in key:
+      assert not tensor[300:].any()
+      tensor, wanted = tensor[:300], wanted[:300]
+    np.testing.assert_array_equal(tensor, wanted)
+  theirs = json.loads((folder / 'config.json').read_text())
+  ours = files['config.json']
+  for part in ('vision_config', 'text_config'):
+    theirs |= {f'{part}.{k}': v for k, v in theirs.pop(part).items()}
+    ours |= {f'{part}.{k}': v for k, v in ours.pop(part).items()}
+  same = ours.keys() & theirs.keys() - {'hidden_size'}  # the tiny one's is 2048
+  assert len(same) > 20
+  assert {k: ours[k] for k in same} == {k: theirs[k] for k in same}
+
+
+def test_adapters_are_what_peft_reads(folder, config, tmp_path):
+  """reference/paligemma/peft: what was written here, and PEFT's logits."""
+  model = adapted(pretrained.load(config, str(folder)))
+  own = pretrained.load_tokenizer(config, str(folder))
+  files = save.peft_paligemma(model, own, base='paligemma')
+  adapters = load_file(folder / 'peft/adapter_model.safetensors')
+  found = files['adapter_model.safetensors']
+  assert found.keys() == adapters.keys()
+  for key, tensor in found.items():
+    np.testing.assert_array_equal(tensor, adapters[key])
+  about = json.loads((folder / 'peft/adapter_config.json').read_text())
+  assert files['adapter_config.json'] == about
+  outputs = np.load(folder / 'outputs.npz')
+  logits = model.answer_logits(prompts(model, outputs, 0), 3)[0]
+  expected = np.load(folder / 'peft/outputs.npz')['logits']
+  before = outputs['logits0'][len(tiny_vqa.PREFIXES[0]) - 1 :][:3]
+  assert np.abs(expected - before).max() > 1
+  np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
+  save.write(tmp_path / 'out', save.merged_paligemma(model, own), {})
+  pretrained.check(config, str(tmp_path / 'out'))
+  merged = pretrained.load(config, str(tmp_path / 'out'))
+  logits = merged.answer_logits(prompts(merged, outputs, 0), 3)[0]
+  np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_an_untied_head_is_not_written(folder, config):
+  model = pretrained.load(config, str(folder), untied=True)
+  own = pretrained.load_tokenizer(config, str(folder))
+  with pytest.raises(ValueError, match=r'untied head .*no such model'):
+    save.merged_paligemma(model, own)
 
 
 def test_nothing_is_said_behind_the_end(folder, config):
