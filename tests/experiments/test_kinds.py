@@ -10,6 +10,7 @@ from experiments import (
   benchmark,
   cli,
   compare,
+  export,
   main,
   optimizers,
   parallel,
@@ -177,6 +178,31 @@ def test_lora_misses_its_input_in_training_alone(config, dropout, losses):
   )
   first, again = (tuning.evaluate(params, tuning.sets) for _ in range(2))
   assert first == again
+
+
+def test_a_study_starts_from_what_a_run_made(config, tmp_path):
+  config.update(num_steps=4, eval_every=2)
+  config.methods.lora.rate *= 10  # for other metrics than at the start
+  if config.task == 'vqa':
+    config.head = 'tied'  # an untied one is no PaliGemma's
+  ended = main.run(config, 'lora', 0)[0]
+  run = tmp_path / 'lora_0'
+  if not hasattr(study.kind(config), 'exported'):
+    with pytest.raises(ValueError, match='whose models are not exported'):
+      export.export(run, 'safetensors')
+    return
+  start = main.run(config, 'zero_shot', 0)[0]
+  assert start['metrics'] != ended['metrics']
+  folder, _, _ = export.export(run, 'safetensors')
+  if config.task == 'classification':
+    config.head = 'pretrained'
+  config.model.pretrained = str(folder)
+  config.output_dir = str(tmp_path / 'next')
+  again = main.run(config, 'zero_shot', 0)[0]
+  for name, metrics in ended['metrics'].items():
+    assert again['metrics'][name] == pytest.approx(metrics, abs=1e-6)
+  folder, files, _ = export.export(run, 'peft', tmp_path / 'adapters')
+  assert 'adapter_model.safetensors' in files
 
 
 def test_an_anchor_that_is_elsewhere_is_told(config):
