@@ -59,9 +59,22 @@ def run(config, name):
   return runs.run(config, load(config, name), name, 0)
 
 
+# What LoRA adds to a way is the same for all kinds: of most of them two do.
+_OF_LORA = ('jit', 'fsdp:4')
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize('name', ['spd_1', 'lora_spd'])
-@pytest.mark.parametrize('way', WAYS)
+@pytest.mark.parametrize(
+  ('config', 'name', 'way'),
+  [
+    (kind, name, way)
+    for kind in kinds.KINDS
+    for name in ('spd_1', 'lora_spd')
+    for way in WAYS
+    if name == 'spd_1' or kind == 'classification' or way in _OF_LORA
+  ],
+  indirect=['config'],
+)
 def test_every_way_takes_the_same_steps(config, way, name, monkeypatch):
   config.update(batch_size=32, eval_batch_size=32)
   key = config.task, name
