@@ -131,8 +131,11 @@ class Program:
     else:
       grads = self.layout.constrain(grads)
     finite = state.finite & jnp.isfinite(loss)
-    tx = self.method.make(**hyperparams)
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    # The seed is for those that draw: `baselines.random_spd`.
+    tx = optax.with_extra_args_support(self.method.make(**hyperparams))
+    updates, opt_state = tx.update(
+      grads, state.opt_state, state.params, seed=seed
+    )
     params = optax.apply_updates(state.params, updates)
     params = jax.tree.map(
       functools.partial(jnp.where, finite), params, state.params

@@ -9,7 +9,7 @@ import optax
 import pytest
 from ml_collections import ConfigDict
 
-from experiments import optimizers
+from experiments import baselines, optimizers
 from experiments.configs import base
 from optax_spd import adam_spd, with_spd
 
@@ -99,6 +99,32 @@ OPTIMIZERS = {
     optax.scale_by_learning_rate(SCHEDULE),
   ),
   'lion': optax.lion(SCHEDULE, weight_decay=2.0, mask=KERNELS),
+  'sgd': optax.chain(
+    optax.add_decayed_weights(2.0, KERNELS),
+    optax.trace(0.9),
+    optax.scale_by_learning_rate(SCHEDULE),
+  ),
+  'muon': optax.partition(
+    {
+      True: optax.chain(
+        optax.contrib.scale_by_muon(
+          weight_dimension_numbers=lambda tree: jax.tree.map(
+            lambda _: optax.contrib.MuonDimensionNumbers(), tree
+          )
+        ),
+        # To the size of AdamW's steps: sqrt(largest side) * 0.2.
+        optax.scale(3**0.5 * 0.2),
+        optax.add_decayed_weights(2.0),
+        optax.scale_by_learning_rate(SCHEDULE),
+      ),
+      False: optax.nadam(SCHEDULE),
+    },
+    jax.tree.map(bool, {**KERNELS, 'head': {'kernel': False, 'bias': False}}),
+  ),
+  # Against their formulas in test_baselines.py.
+  'ftp': baselines.ftp(SCHEDULE),
+  'digrap': baselines.digrap(SCHEDULE),
+  'digrap_1': baselines.digrap(SCHEDULE, omega=1.0),
 }
 
 
@@ -107,10 +133,10 @@ def test_optimizers(name):
   ours, _ = run(make(optimizer=name, weight_decay=2.0))
   theirs, _ = run(OPTIMIZERS[name])
   assert_close(ours, theirs)
-  if name != 'adam':
+  if name not in ('adam', 'digrap'):  # whose omega has to grow first
     plain, _ = run(optax.adam(SCHEDULE))
-    kernel = ours['head']['kernel']
-    assert not np.allclose(kernel, plain['head']['kernel'], rtol=1e-4)
+    block, other = (x['backbone']['blocks'][0]['mlp'] for x in (ours, plain))
+    assert not np.allclose(block['kernel'], other['kernel'], rtol=1e-4)
 
 
 @pytest.mark.parametrize('name', optimizers.OPTIMIZERS)
@@ -205,13 +231,25 @@ def test_the_origin_is_the_anchor_of_the_factors(anchor_head):
   assert (started['query']['lora_a'] != ours['query']['lora_a']).any()
 
 
-def test_stacked_blocks_take_the_same_steps():
+@pytest.mark.parametrize(
+  'changes',
+  [
+    {'optimizer': 'adamw', 'layer_decay': 0.5},
+    {'optimizer': 'muon', 'layer_decay': 0.5},
+    {'optimizer': 'ftp'},
+    {'optimizer': 'digrap'},
+    {'condition': 'always'},
+    {'condition': 'estimated', 'layer_decay': 0.5},
+  ],
+  ids=str,
+)
+def test_stacked_blocks_take_the_same_steps(changes):
   def stack(params):
     blocks = params['backbone']['blocks']
     stacked = jax.tree.map(lambda *b: jnp.stack(b), *blocks.values())
     return {**params, 'backbone': {**params['backbone'], 'blocks': stacked}}
 
-  tx = make(1.0, optimizer='adamw', weight_decay=2.0, layer_decay=0.5)
+  tx = make(0.5, weight_decay=2.0, **changes)
   unrolled, state = run(tx)
   stacked, stacked_state = run(tx, stack(PARAMS))
   assert_close(stack(unrolled), stacked)
