@@ -70,8 +70,8 @@ def slices(tree):
 class Ftp:
   """FTP of one layer, whose rows are its columns where it is a kernel."""
 
-  def __init__(self, theta_0, is_kernel):
-    self.adam = oracle.Adam(RATES)
+  def __init__(self, theta_0, is_kernel, rates):
+    self.adam = oracle.Adam(rates)
     self.theta_0, self.axis = theta_0, 0 if is_kernel else None
     self.gamma, self.d = 1e-8, 0 * theta_0
     self.t, self.m, self.v = 0, 0.0, 0.0
@@ -91,28 +91,34 @@ class Ftp:
     return np.sum(np.abs(self.d), self.axis) + 1e-8
 
 
-def test_ftp_is_the_authors_formula():
+@pytest.mark.parametrize('share', [1.0, 0.1])
+def test_ftp_is_the_authors_formula(share):
+  """At a rate that leads out of the radius, and one that it outruns."""
   start = draw()
-  seen = run(baselines.ftp(SCHEDULE), start)
+  seen = run(baselines.ftp(lambda count: share * SCHEDULE(count)), start)
   ours = {
-    name: Ftp(x, 'kernel' in name)
+    name: Ftp(x, 'kernel' in name, share * RATES)
     for name, x in slices(jax.tree.map(np.float32, start)).items()
     if not name.startswith('head')
   }
-  head = oracle.Adam(RATES)
-  inside = total = 0
-  for before, grads, after, _ in seen:
+  head = oracle.Adam(share * RATES)
+  inside = largest = total = 0
+  for before, grads, after, state in seen:
     g, theta, found = map(slices, (grads, before, after))
+    radii = slices(optax.tree.get(state, 'FTPState').radius)
     for name, layer in ours.items():
       # The float32 params that are there: no error adds up.
       wanted = layer.step(theta[name], g[name])
       np.testing.assert_allclose(found[name], wanted, atol=1e-6)
+      np.testing.assert_allclose(radii[name].max(), layer.gamma, atol=1e-5)
       inside += np.sum(layer.gamma >= layer.norm())
+      largest += layer.gamma == layer.norm().max()
       total += layer.norm().size
     wanted = theta['head/kernel'] + head.step(g['head/kernel'])
     np.testing.assert_allclose(found['head/kernel'], wanted, atol=1e-6)
-  # Both happened.
+  # All of it happened.
   assert 0.02 * total < inside < 0.98 * total
+  assert share == 1 or largest > 10
 
 
 def test_ftp_stays_within_its_radius():
