@@ -103,10 +103,22 @@ METHOD_RULES = (
     'use another one, such as adamw',
   ),
   (
-    ('anchor', 'anchor_head'),
+    ('condition', 'anchor', 'anchor_head'),
     lambda m: m.spd is not None,
     'it is of SPD, which is off',
     'set config.{method}.spd',
+  ),
+  (
+    ('fire',),
+    lambda m: m.condition == 'random',
+    'no layer is drawn',
+    'set config.{method}.condition to random',
+  ),
+  (
+    ('optimizer',),
+    lambda m: m.optimizer != 'ftp' or m.train != 'head',
+    'the head alone is trained, which FTP leaves to Adam',
+    'set config.{method}.train to all',
   ),
   (
     ('spd',),

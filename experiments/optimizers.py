@@ -9,8 +9,10 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
+from experiments import baselines, paths
 from experiments.models import blocks
 from optax_spd import decay_to_anchor, layer_names, with_spd
 
@@ -77,11 +79,41 @@ def _lion(schedule, weight_decay):
   return optax.lion(schedule, weight_decay=weight_decay, mask=_is_kernel)
 
 
-_LORA = {'lora_a', 'lora_b'}  # names of its factors
+def _sgd(schedule, weight_decay):
+  return optax.chain(
+    optax.add_decayed_weights(weight_decay, _is_kernel),
+    optax.sgd(schedule, momentum=0.9),
+  )
+
+
+def _muon(schedule, weight_decay):
+  """Muon on the kernels, but the head's; Adam on the rest (Jordan, 2024).
+
+  Its steps are scaled to the size of AdamW's (Liu et al., 2025), so that they
+  serve at a study's rate. Weight decay is of what Muon steps.
+  """
+
+  def matrices(params):
+    def numbers(path, leaf, stacked):
+      if path[0] == 'head' or not paths.is_kernel(path):
+        return None
+      if leaf.ndim - stacked != 2:
+        return None
+      return optax.contrib.MuonDimensionNumbers(stacked, stacked + 1)
+
+    return paths.map_named(numbers, params, blocks.layer_axes(params))
+
+  return optax.contrib.muon(
+    schedule,
+    weight_decay=weight_decay,
+    muon_weight_dimension_numbers=matrices,
+    consistent_rms=0.2,
+  )
+
 
 # (schedule, weight_decay) -> an Optax transformation. The anchor of L2-SP is
 # the params that it is initialised with; of l2sp_origin, zero for LoRA's
-# factors.
+# factors. Those of FTP and DiGraP are where they start, LoRA or not.
 OPTIMIZERS = {
   'adam': _adam,
   'adamw': _adamw,
@@ -89,9 +121,15 @@ OPTIMIZERS = {
   'l2sp_origin': _l2sp_origin,
   'l2sp_decoupled': _l2sp_decoupled,
   'lion': _lion,
+  'sgd': _sgd,
+  'muon': _muon,
+  'ftp': lambda schedule, _: baselines.ftp(schedule),
+  'digrap': lambda schedule, _: baselines.digrap(schedule),
+  'digrap_1': lambda schedule, _: baselines.digrap(schedule, omega=1.0),
 }
 
-WITHOUT_DECAY = ('adam',)  # those that take no weight_decay
+# Those that take no weight_decay.
+WITHOUT_DECAY = ('adam', 'ftp', 'digrap', 'digrap_1')
 
 # What is trained: (path of a parameter) -> bool.
 TRAINED = {
@@ -111,7 +149,9 @@ def _origin(make):
 
   def anchored(params):
     return make(
-      _map(lambda path, x: 'origin' if _LORA & {*path} else x, params)
+      paths.map_named(
+        lambda path, x: 'origin' if paths.LORA & {*path} else x, params
+      )
     )
 
   def init(params):
@@ -129,6 +169,19 @@ ANCHORS = {
   'start': lambda make: make(None),
   'origin': _origin,
   'origin_b': _origin,
+}
+
+# (optimizer, schedule, fire) -> SPD round it, with the anchor and the other
+# arguments of `with_spd` to come. For 'estimated' it is Adam without its rate.
+CONDITIONS = {
+  'exact': lambda tx, *_: functools.partial(with_spd, tx),
+  'estimated': lambda tx, schedule, _: functools.partial(
+    baselines.estimated_spd, tx, learning_rate=schedule
+  ),
+  'always': lambda tx, *_: functools.partial(baselines.always_spd, tx),
+  'random': lambda tx, _, fire: functools.partial(
+    baselines.random_spd, tx, fire=fire
+  ),
 }
 
 
@@ -149,6 +202,7 @@ class Method:
     clip_norm: of the gradient of all that is trained; 0 for no clipping.
     anchor: a key of `ANCHORS`, where SPD pulls to.
     decay: a key of `DECAYS`, of the rate.
+    condition: a key of `CONDITIONS`; 'estimated' goes with 'adam' alone.
   """
 
   optimizer: str
@@ -163,13 +217,14 @@ class Method:
   clip_norm: float = 0.0
   anchor: str = 'start'
   decay: str = 'cosine'
+  condition: str = 'exact'
 
   def layer_names(self, params):
     """Names the layers in the vectors of the `SPDState`; none without SPD."""
     is_trained = TRAINED[self.train]
 
     def mask(params):
-      return _map(
+      return paths.map_named(
         lambda path, _: is_trained(path) and self._is_anchored(path), params
       )
 
@@ -178,7 +233,7 @@ class Method:
     return layer_names(params, mask=mask, layer_axes=blocks.layer_axes)
 
   def _anchored(self, params):
-    return _map(lambda path, _: self._is_anchored(path), params)
+    return paths.map_named(lambda path, _: self._is_anchored(path), params)
 
   def _is_anchored(self, path):
     if self.anchor == 'origin_b' and 'lora_a' in path:
@@ -199,16 +254,21 @@ class Method:
       self.decay,
     )
 
-  def make(self, learning_rate, weight_decay, spd):
+  def make(self, learning_rate, weight_decay, spd, fire=None):
     """The Optax transformation.
 
     Args:
       learning_rate: the peak of a `warmup_decay`; it may be traced.
       weight_decay: the optimizer's own; it may be traced.
       spd: lambda, where `self.spd`; it may be traced.
+      fire: as `baselines.random_spd` takes it, where the condition is 'random'.
+        Then `update` takes `seed` too.
     """
     schedule = self._schedule(learning_rate)
-    tx = OPTIMIZERS[self.optimizer](schedule, weight_decay)
+    if self.condition == 'estimated':
+      tx = optax.scale_by_adam()
+    else:
+      tx = OPTIMIZERS[self.optimizer](schedule, weight_decay)
     if self.clip_norm:
       tx = optax.chain(optax.clip_by_global_norm(self.clip_norm), tx)
     if self.layer_decay != 1:
@@ -217,8 +277,7 @@ class Method:
       whole = self.anchor_head and self.anchor != 'origin_b'
       tx = ANCHORS[self.anchor](
         functools.partial(
-          with_spd,
-          tx,
+          CONDITIONS[self.condition](tx, schedule, fire),
           weight_decay=spd,
           mask=None if whole else self._anchored,
           layer_axes=blocks.layer_axes,
@@ -228,7 +287,7 @@ class Method:
       is_trained = TRAINED[self.train]
 
       def labels(params):
-        return _map(lambda path, _: str(is_trained(path)), params)
+        return paths.map_named(lambda path, _: str(is_trained(path)), params)
 
       tx = optax.partition({'True': tx, 'False': optax.set_to_zero()}, labels)
     return tx
@@ -240,6 +299,7 @@ def from_config(config, method):
   Returns:
     A `Method`, and the arguments of its `make`.
   """
+  is_random = method.condition == 'random'
   return Method(
     method.optimizer,
     method.train,
@@ -253,20 +313,21 @@ def from_config(config, method):
     config.clip_norm,
     method.anchor,
     config.decay,
+    method.condition,
   ), {
     'learning_rate': method.rate * config.learning_rate,
     'weight_decay': method.weight_decay,
     'spd': method.spd or 0.0,
+    **({'fire': np.array(method.fire, np.float32)} if is_random else {}),
   }
 
 
 def _is_kernel(params):
   """No decay on biases, norms, layer scales, position embedding, class token.
 
-  By name: a bias of scanned blocks has two axes. As in PEFT, both factors of
-  LoRA decay.
+  As in PEFT, both factors of LoRA decay.
   """
-  return _map(lambda path, _: path[-1] in {'kernel', *_LORA}, params)
+  return paths.map_named(lambda path, _: paths.is_kernel(path), params)
 
 
 def _scale_by_depth(decay):
@@ -283,13 +344,3 @@ def _scale_by_depth(decay):
     )
 
   return optax.stateless(update)
-
-
-def _keys(path):
-  return tuple(k.key for k in path if isinstance(k, jax.tree_util.DictKey))
-
-
-def _map(function, tree):
-  return jax.tree_util.tree_map_with_path(
-    lambda path, leaf: function(_keys(path), leaf), tree
-  )

@@ -225,7 +225,24 @@ def _check_method(config, name, method):
     checks.one_of(f'{key}.optimizer', method.optimizer, optimizers.OPTIMIZERS)
     checks.one_of(f'{key}.train', method.train, optimizers.TRAINED)
     checks.one_of(f'{key}.anchor', method.anchor, optimizers.ANCHORS)
+    checks.one_of(f'{key}.condition', method.condition, optimizers.CONDITIONS)
     checks.one_of(f'{key}.lora_kind', method.lora_kind, lora.KINDS)
+  if method.condition == 'estimated' and method.optimizer not in ('', 'adam'):
+    raise ValueError(
+      f'config.{key}.condition is estimated, of steps of Adam, and its '
+      f'optimizer {method.optimizer!r}; set config.{key}.optimizer to adam, or '
+      'the condition to exact.'
+    )
+  if method.optimizer == 'ftp' and method.layer_decay != 1:
+    raise ValueError(
+      f'config.{key}.layer_decay is {method.layer_decay}; it would scale the '
+      'steps of FTP after their projection: set it to 1.0.'
+    )
+  if not method.fire or not all(0 <= p <= 1 for p in method.fire):
+    raise ValueError(
+      f'config.{key}.fire is {method.fire}; it has a probability for all '
+      'layers, or one a layer, each from 0 to 1.'
+    )
   for part, low, high in (
     ('rate', 0, math.inf),
     ('weight_decay', 0, math.inf),

@@ -20,6 +20,9 @@ from experiments.models import lora
 # What SPD tells of each layer, as `optax_spd.SPDState` has it.
 LAYERS = ('deviation', 'ratio', 'decay', 'selected_count', 'decayed_count')
 
+# The share of decisions under which SPD did not act.
+_ACTS = 0.01
+
 # Folded into the key of a step, which the task has, for what LoRA drops.
 _DROPOUT = 2**31 - 1
 
@@ -131,8 +134,11 @@ class Program:
     else:
       grads = self.layout.constrain(grads)
     finite = state.finite & jnp.isfinite(loss)
-    tx = self.method.make(**hyperparams)
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    # The seed is for those that draw: `baselines.random_spd`.
+    tx = optax.with_extra_args_support(self.method.make(**hyperparams))
+    updates, opt_state = tx.update(
+      grads, state.opt_state, state.params, seed=seed
+    )
     params = optax.apply_updates(state.params, updates)
     params = jax.tree.map(
       functools.partial(jnp.where, finite), params, state.params
@@ -143,6 +149,7 @@ class Program:
     metrics = {
       'loss': loss,
       'deviation': lora.deviation(pretrained, params, self.scale),
+      'path': optax.tree.norm(updates),
     }
     layers = {}
     if (spd := optax.tree.get(opt_state, 'SPDState')) is not None:
@@ -151,11 +158,43 @@ class Program:
       selected = spd.selected_count - before.selected_count
       decayed = spd.decayed_count - before.decayed_count
       metrics |= {'selected': selected.mean(), 'decayed': decayed.mean()}
+      metrics |= _pull(spd, before, selected, metrics['path'])
     metrics['layers'] = layers
     state = State(params, opt_state, average, finite)
     if axis:
       return state, metrics
     return self.layout.constrain(state), self.layout.constrain_whole(metrics)
+
+
+def _pull(spd, before, selected, path):
+  """How hard SPD pulled in a step, by the [layers] vectors of its state.
+
+  A layer is taken back by s_t (theta~_t - theta_0), of length s_t gamma_t. The
+  state has |theta_t - theta_0| = |1 - s_t| gamma_t, which tells gamma_t; where
+  s_t is 1, and it is 0, gamma_t is gamma_{t-1} / (1 - r_t).
+
+  Args:
+    spd: the `SPDState` after the step.
+    before: the one before it.
+    selected: whether the layer was, in this step.
+    path: |theta_t - theta_{t-1}| of all params.
+
+  Returns:
+    'mean_decay', of lambda r_t over the layers that were selected, and
+    'decay_share', what they were taken back by, as a share of the path.
+  """
+  s = jnp.where(selected, spd.decay, 0)
+  left = jnp.abs(1 - s)
+  gamma = jnp.where(
+    left > 1e-3,
+    spd.deviation / jnp.maximum(left, 1e-3),
+    before.deviation / jnp.maximum(1 - spd.ratio, 1e-3),
+  )
+  pulled = jnp.linalg.norm(s * gamma)
+  return {
+    'mean_decay': s.sum() / jnp.maximum(selected.sum(), 1),
+    'decay_share': pulled / jnp.where(path > 0, path, 1),
+  }
 
 
 jit_step = jax.jit(Program.step, static_argnums=0, donate_argnums=3)
@@ -178,8 +217,9 @@ class Run(NamedTuple):
   Attributes:
     params: those of the step with the best metric on validation.
     step: that step, counted from 1.
-    history: `{name: array [num_steps]}`: the loss, |theta - theta_0|, and under
-      SPD the shares of layers selected and decayed in that step.
+    history: `{name: array [num_steps]}`: the loss, |theta - theta_0|, the path
+      |theta_t - theta_{t-1}|, and under SPD the shares of layers selected and
+      decayed in that step, and what `_pull` tells of it.
     seconds: of training, without the evaluations; of all processes that went on
       with it, one after the other.
     waiting: the share of them in which the step waited for data, but for the
@@ -251,11 +291,24 @@ class FineTuning:
     return float(_deviation(self.pretrained, params, self.scale))
 
   def describe(self, run):
-    """What a row says of a `Run`: its metrics on every set, and its history."""
+    """What a row says of a `Run`: its metrics on every set, and its history.
+
+    Of SPD: the shares of the decisions that selected and that decayed a layer,
+    the mean of lambda r_t where it was selected, the length that layers were
+    taken back by as a share of the path, and whether SPD `acted`: it decayed in
+    1 % of the decisions or more.
+    """
     shares = {
-      key: float(run.history[key].mean()) if key in run.history else None
-      for key in ('selected', 'decayed')
+      key: _mean(run.history, key, weights)
+      for key, weights in (
+        ('selected', None),
+        ('decayed', None),
+        ('mean_decay', 'selected'),
+        ('decay_share', 'path'),
+      )
     }
+    decayed = shares['decayed']
+    shares['acted'] = None if decayed is None else decayed >= _ACTS
     return {
       'metrics': self.evaluate(run.params, self.sets),
       'deviation': self.deviation(run.params),
@@ -432,6 +485,14 @@ class FineTuning:
       )
     except jax.errors.JaxRuntimeError as error:
       return f'where it comes from cannot be found out: {str(error)[:100]}.'
+
+
+def _mean(history, key, weights):
+  """Of a column, weighted by another one; None where there is none."""
+  if key not in history:
+    return None
+  values, by = history[key], history.get(weights, np.ones(1))
+  return float(np.sum(values * by) / max(np.sum(by + 0 * values), 1e-30))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -121,6 +121,9 @@ def method(label, **changes):
       'rate': 1.0,  # its learning rates as a share of the study's
       'weight_decay': 0.0,  # the optimizer's own
       'spd': config_dict.placeholder(float),  # lambda; None: no SPD
+      'condition': 'exact',  # a key of optimizers.CONDITIONS: SPD's
+      # Of a layer to be drawn, where it is 'random': one for all, or one each.
+      'fire': (0.5,),
       'anchor': 'start',  # that SPD pulls to; 'origin': zero for LoRA's factors
       'anchor_head': True,  # whether SPD pulls a head back to its start, too
       'train': 'all',  # a key of optimizers.TRAINED
@@ -146,7 +149,8 @@ def methods():
   Where theta_0 has a fitted head already, it is the linear probe, and AdamW is
   LP-FT (Kumar et al., 2022); else see `paper`. None of the strengths is tuned.
   Lion, whose steps are signs, gets a fifth of the study's rate: its authors
-  advise a third to a tenth of AdamW's.
+  advise a third to a tenth of AdamW's. What is optional is in no table unless
+  it is asked for.
   """
   averages = {
     f'wise_ft_{round(100 * alpha)}': method(
@@ -175,4 +179,37 @@ def methods():
     ),
     'lion_spd': method('Lion-SPD', optimizer='lion', spd=1.0, rate=0.2),
     **averages,
+    **_controls(),
   }
+
+
+def _controls():
+  """What asks whether SPD's condition, its optimizer or its projection matters.
+
+  SPD without its condition holds every layer at the radius of its first step
+  where lambda is 1, so it has less. SGD's steps are the gradient's, and need a
+  rate a hundred times Adam's.
+  """
+  spd = {'optimizer': 'adam', 'spd': 1.0}
+  sgd = {'optimizer': 'sgd', 'rate': 100.0}
+  muon = {'optimizer': 'muon', 'weight_decay': 0.1}
+  controls = {
+    'spd_estimated': method(
+      'Adam-SPD, estimated', condition='estimated', **spd
+    ),
+    'spd_always': method(
+      'Adam-SPD, always', condition='always', **spd | {'spd': 0.3}
+    ),
+    'spd_random': method('Adam-SPD, at random', condition='random', **spd),
+    'sgd': method('SGD', **sgd),
+    'sgd_spd': method('SGD-SPD', spd=1.0, **sgd),
+    'muon': method('Muon', **muon),
+    'muon_spd': method('Muon-SPD', spd=1.0, **muon),
+    'ftp': method('FTP', optimizer='ftp'),
+    'digrap': method('DiGraP', optimizer='digrap'),
+    'digrap_1': method('DiGraP, omega 1', optimizer='digrap_1'),
+    'wise_spd_50': method('WiSE-FT of SPD', average_of='spd_1'),
+  }
+  for control in controls.values():
+    control.optional = True
+  return controls

@@ -108,6 +108,23 @@ METHOD = [
     'has no anchor',
   ),
   (
+    {'optimizer': 'adam', 'spd': 1.0, 'condition': 'always'},
+    {'spd': None},
+    'of SPD, which is off',
+  ),
+  (
+    {
+      'optimizer': 'adam',
+      'spd': 1.0,
+      'condition': 'random',
+      'fire': (0.1, 0.2),
+    },
+    {'condition': 'exact'},
+    'no layer is drawn',
+  ),
+  ({'optimizer': 'ftp'}, {'train': 'head'}, 'which FTP leaves to Adam'),
+  ({'optimizer': 'muon', 'weight_decay': 0.1}, {'optimizer': 'ftp'}, 'none'),
+  (
     {'optimizer': 'adamw', 'layer_decay': 0.5},
     {'train': 'head'},
     'whose rate is the full one',
@@ -216,11 +233,31 @@ def test_workers_that_have_nothing_to_read(tmp_path):
     ('methods.lora.lora_dropout', 1.0, '0 or more, below 1'),
     ('methods.lora.lora_modules', '(', 'is no regular expression: missing'),
     ('methods.lora.anchor', 'x', 'it must be one of start, origin'),
+    ('methods.spd_1.condition', 'x', 'must be one of exact, estimated, always'),
+    ('methods.spd_1.fire', (), 'each from 0 to 1'),
+    ('methods.spd_1.fire', (0.5, 1.5), 'each from 0 to 1'),
   ],
 )
 def test_values_out_of_range(key, value, message):
   config = elpv.get_config()
   config.update_from_flattened_dict({key: value})
+  with pytest.raises(ValueError, match=message):
+    check_keys(config)
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    (
+      {'optimizer': 'sgd', 'spd': 1.0, 'condition': 'estimated'},
+      "of steps of Adam, and its optimizer 'sgd'",
+    ),
+    ({'optimizer': 'ftp', 'layer_decay': 0.5}, 'FTP after their projection'),
+  ],
+)
+def test_optimizers_that_do_not_go_together(changes, message):
+  config = elpv.get_config()
+  config.methods.mine = base.method('', **changes)
   with pytest.raises(ValueError, match=message):
     check_keys(config)
 

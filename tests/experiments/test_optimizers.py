@@ -9,9 +9,10 @@ import optax
 import pytest
 from ml_collections import ConfigDict
 
-from experiments import optimizers
+from experiments import baselines, optimizers
 from experiments.configs import base
-from optax_spd import adam_spd, with_spd
+from experiments.models import blocks
+from optax_spd import adam_spd, layer_names, spd, with_spd
 
 
 def _params():
@@ -99,6 +100,32 @@ OPTIMIZERS = {
     optax.scale_by_learning_rate(SCHEDULE),
   ),
   'lion': optax.lion(SCHEDULE, weight_decay=2.0, mask=KERNELS),
+  'sgd': optax.chain(
+    optax.add_decayed_weights(2.0, KERNELS),
+    optax.trace(0.9),
+    optax.scale_by_learning_rate(SCHEDULE),
+  ),
+  'muon': optax.partition(
+    {
+      True: optax.chain(
+        optax.contrib.scale_by_muon(
+          weight_dimension_numbers=lambda tree: jax.tree.map(
+            lambda _: optax.contrib.MuonDimensionNumbers(), tree
+          )
+        ),
+        # To the size of AdamW's steps: sqrt(largest side) * 0.2.
+        optax.scale(3**0.5 * 0.2),
+        optax.add_decayed_weights(2.0),
+        optax.scale_by_learning_rate(SCHEDULE),
+      ),
+      False: optax.nadam(SCHEDULE),
+    },
+    jax.tree.map(bool, {**KERNELS, 'head': {'kernel': False, 'bias': False}}),
+  ),
+  # Against their formulas in test_baselines.py.
+  'ftp': baselines.ftp(SCHEDULE),
+  'digrap': baselines.digrap(SCHEDULE),
+  'digrap_1': baselines.digrap(SCHEDULE, omega=1.0),
 }
 
 
@@ -107,10 +134,10 @@ def test_optimizers(name):
   ours, _ = run(make(optimizer=name, weight_decay=2.0))
   theirs, _ = run(OPTIMIZERS[name])
   assert_close(ours, theirs)
-  if name != 'adam':
+  if name not in ('adam', 'digrap'):  # whose omega has to grow first
     plain, _ = run(optax.adam(SCHEDULE))
-    kernel = ours['head']['kernel']
-    assert not np.allclose(kernel, plain['head']['kernel'], rtol=1e-4)
+    block, other = (x['backbone']['blocks'][0]['mlp'] for x in (ours, plain))
+    assert not np.allclose(block['kernel'], other['kernel'], rtol=1e-4)
 
 
 @pytest.mark.parametrize('name', optimizers.OPTIMIZERS)
@@ -205,13 +232,25 @@ def test_the_origin_is_the_anchor_of_the_factors(anchor_head):
   assert (started['query']['lora_a'] != ours['query']['lora_a']).any()
 
 
-def test_stacked_blocks_take_the_same_steps():
+@pytest.mark.parametrize(
+  'changes',
+  [
+    {'optimizer': 'adamw', 'layer_decay': 0.5},
+    {'optimizer': 'muon', 'layer_decay': 0.5},
+    {'optimizer': 'ftp'},
+    {'optimizer': 'digrap'},
+    {'condition': 'always'},
+    {'condition': 'estimated', 'layer_decay': 0.5},
+  ],
+  ids=str,
+)
+def test_stacked_blocks_take_the_same_steps(changes):
   def stack(params):
     blocks = params['backbone']['blocks']
     stacked = jax.tree.map(lambda *b: jnp.stack(b), *blocks.values())
     return {**params, 'backbone': {**params['backbone'], 'blocks': stacked}}
 
-  tx = make(1.0, optimizer='adamw', weight_decay=2.0, layer_decay=0.5)
+  tx = make(0.5, weight_decay=2.0, **changes)
   unrolled, state = run(tx)
   stacked, stacked_state = run(tx, stack(PARAMS))
   assert_close(stack(unrolled), stacked)
@@ -324,3 +363,85 @@ def test_spd_on_b_alone():
   assert spd.decayed_count.shape == (1,)
   assert spd.decayed_count[0] > 0
   assert not np.allclose(found['query']['lora_b'], plain['query']['lora_b'])
+
+
+CONDITIONS = {
+  'exact': with_spd(
+    optax.chain(optax.clip_by_global_norm(0.5), optax.adam(SCHEDULE)),
+    weight_decay=0.5,
+  ),
+  'estimated': optax.chain(
+    optax.clip_by_global_norm(0.5),
+    optax.scale_by_adam(),
+    spd(weight_decay=0.5, learning_rate=SCHEDULE),
+  ),
+  'always': baselines.always_spd(
+    optax.chain(optax.clip_by_global_norm(0.5), optax.adam(SCHEDULE)),
+    weight_decay=0.5,
+  ),
+  'random': baselines.random_spd(
+    optax.chain(optax.clip_by_global_norm(0.5), optax.adam(SCHEDULE)),
+    weight_decay=0.5,
+    fire=np.array([0.5], np.float32),
+    layer_axes=blocks.layer_axes,
+  ),
+}
+
+
+@pytest.mark.parametrize('name', optimizers.CONDITIONS)
+def test_conditions(name):
+  config = base.base()
+  config.update(num_steps=20, learning_rate=1e-2, clip_norm=0.5)
+  method, hyperparams = optimizers.from_config(
+    config, base.method('', optimizer='adam', spd=0.5, condition=name)
+  )
+  assert ('fire' in hyperparams) == (name == 'random')
+  ours, state = run(method.make(**hyperparams))
+  theirs, their_state = run(CONDITIONS[name])
+  assert_close(ours, theirs)
+  found, wanted = (
+    optax.tree.get(s, 'SPDState').decayed_count for s in (state, their_state)
+  )
+  np.testing.assert_array_equal(found, wanted)
+  assert found.sum() > 0
+  assert method.layer_names(PARAMS) == layer_names(PARAMS)
+
+
+@pytest.mark.parametrize('name', ['estimated', 'always', 'random'])
+def test_conditions_of_what_is_trained_and_anchored(name):
+  """Biases are trained, the head's are free, LoRA's are pulled to zero."""
+  fire = {'fire': np.array([0.5], np.float32)} if name == 'random' else {}
+
+  def states(params, **changes):
+    method = dataclasses.replace(PLAIN, spd=True, condition=name, **changes)
+    found, state = run(method.make(1e-2, 0.0, 0.5, **fire), params)
+    spd = optax.tree.get(state, 'SPDState')
+    assert spd.decayed_count.shape == (len(method.layer_names(params)),)
+    assert spd.decayed_count.sum() > 0
+    return found, spd
+
+  found, _ = states(PARAMS, train='biases', anchor_head=False)
+  plain, _ = run(make(train='biases'))
+  assert_close(found['head'], plain['head'])
+  assert (found['backbone']['pos_embed'] == 1).all()
+  moved = found['backbone']['norm']['bias']
+  assert (moved != plain['backbone']['norm']['bias']).all()
+  _, spd = states(_adapted(), anchor='origin')
+  assert not jax.tree.leaves(spd.anchor['query'])
+
+
+def test_the_controls_of_the_tables_are_optional():
+  methods = base.methods()
+  controls = {name for name in methods if methods[name].optional}
+  assert controls == {
+    *('spd_estimated', 'spd_always', 'spd_random', 'sgd', 'sgd_spd', 'muon'),
+    *('muon_spd', 'ftp', 'digrap', 'digrap_1', 'wise_spd_50'),
+  }
+  config = base.base()
+  config.update(num_steps=20, learning_rate=1e-3)
+  for name in controls - {'wise_spd_50'}:
+    method, hyperparams = optimizers.from_config(config, methods[name])
+    params, state = run(method.make(**hyperparams), num_steps=8)
+    assert (params['head']['kernel'] != 1).all()
+    if method.spd:
+      assert optax.tree.get(state, 'SPDState').selected_count.sum() > 0, name

@@ -4,7 +4,9 @@ import dataclasses
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 from ml_collections import ConfigDict
@@ -13,6 +15,7 @@ from experiments import averages, optimizers, parallel, train
 from experiments.data import pipeline, sources
 from experiments.models import blocks, heads, vit
 from experiments.tasks import classification
+from optax_spd import with_spd
 
 TINY = dataclasses.replace(
   vit.CONFIGS['dinov2_s14'], width=16, depth=3, num_heads=2, mlp_dim=32, grid=2
@@ -126,6 +129,137 @@ def test_spd_at_zero_is_adam_and_at_one_stays_closer():
   assert zero.history['decayed'].max() == 0
   assert one.history['decayed'].mean() > 0.05
   assert one.history['deviation'][-1] < 0.95 * adam.history['deviation'][-1]
+
+
+def test_what_spd_did_is_told():
+  tuning = fine_tuning(num_steps=12)
+  seen = []
+  run = tuning.run(
+    SPD, hyperparams(spd=0.7), 0, callback=lambda _, step: seen.append(step)
+  )
+  row, history = tuning.describe(run), run.history
+  steps = {
+    key: np.array([step[key] for step in seen], np.float64)
+    for key in train.LAYERS
+  }
+  selected = np.diff(steps['selected_count'], axis=0, prepend=0) > 0
+  decay = np.where(selected, 0.7 * steps['ratio'], 0)
+  assert row['mean_decay'] == pytest.approx(decay[selected].mean(), rel=1e-5)
+  pulled = history['decay_share'] * history['path']
+  assert row['decay_share'] == pytest.approx(
+    pulled.sum() / history['path'].sum()
+  )
+  assert 0.05 < row['decay_share'] < 2
+  assert row['acted'] is True
+
+
+@pytest.mark.parametrize('strength', [0.7, 1.0, 3.0])
+def test_the_length_that_layers_are_taken_back_by(strength):
+  """From the state alone, against the vectors, in float64."""
+  rng = np.random.default_rng(0)
+  start = {name: rng.normal(size=(4, 3)) for name in 'abc'}
+  tx = optax.adam(1e-2)
+  whole = with_spd(tx, weight_decay=strength)
+  params = jax.tree.map(lambda p: jnp.asarray(p, jnp.float32), start)
+  theta_0 = jax.tree.map(np.float64, params)
+  state, inner_state = whole.init(params), tx.init(params)
+  total = 0.0
+  for _ in range(20):
+    grads = jax.tree.map(
+      lambda p, x: jnp.float32(p - x - 0.02 + 0.1 * rng.normal(size=p.shape)),
+      params,
+      theta_0,
+    )
+    steps, inner_state = tx.update(grads, inner_state, params)
+    ahead = jax.tree.map(lambda p, u: np.float64(p) + u, params, steps)
+    updates, after = whole.update(grads, state, params)
+    before, spd = state[1], after[1]
+    selected = spd.selected_count - before.selected_count
+    path = optax.tree.norm(updates)
+    found = train._pull(spd, before, selected, path)
+    back = [
+      np.sum((s * (p - x)) ** 2)
+      for s, p, x in zip(
+        spd.decay, ahead.values(), theta_0.values(), strict=True
+      )
+    ]
+    wanted = np.sqrt(np.sum(back))
+    # Float32 of differences, near the anchor.
+    np.testing.assert_allclose(
+      found['decay_share'] * path, wanted, rtol=1e-3, atol=1e-6
+    )
+    total += wanted
+    state, params = after, optax.apply_updates(params, updates)
+  assert total > 0.01
+  # Onto the anchor itself, where the distance after it says nothing.
+  vectors = {'decay': [1.0], 'ratio': [0.5], 'deviation': [0.0]}
+  spd = spd._replace(**{k: jnp.array(v) for k, v in vectors.items()})
+  before = before._replace(deviation=jnp.array([2.0]))
+  found = train._pull(spd, before, jnp.array([1]), 8.0)
+  assert found == {'mean_decay': 1.0, 'decay_share': 0.5}
+
+
+def test_a_run_in_which_spd_did_not_act_says_so():
+  tuning = fine_tuning(num_steps=6)
+  row = tuning.describe(tuning.run(SPD, hyperparams(spd=0.0), 0))
+  assert row['acted'] is False
+  assert row['selected'] > 0
+  assert row['mean_decay'] == row['decay_share'] == 0
+  run = tuning.run(METHOD, hyperparams(), 0)
+  row = tuning.describe(run)
+  assert row['acted'] is row['mean_decay'] is row['decay_share'] is None
+  # A path is no shorter than the distance that it leads to.
+  assert run.history['path'].sum() >= row['deviation'] > 0
+
+
+CONTROLS = (
+  {'condition': 'always'},
+  {'condition': 'estimated'},
+  {'condition': 'random'},
+  {'optimizer': 'sgd'},
+  {'optimizer': 'muon'},
+  {'optimizer': 'ftp', 'spd': False},
+  {'optimizer': 'digrap', 'spd': False},
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('changes', CONTROLS, ids=str)
+def test_controls_take_the_same_steps_on_split_params(changes, monkeypatch):
+  """And of one program: rates and lambda are traced."""
+  monkeypatch.setattr(parallel, '_SMALL', 0)
+  method = dataclasses.replace(SPD, num_steps=8, **changes)
+  values = hyperparams(spd=0.5)
+  if method.condition == 'random':
+    values['fire'] = np.array([0.5], np.float32)
+  alone, split = (
+    fine_tuning(layout=layout, num_steps=8).run(method, values, 0)
+    for layout in (None, parallel.layout('fsdp', jax.devices()[:4]))
+  )
+  # Sums in another order.
+  for key in ('loss', 'deviation', 'path'):
+    np.testing.assert_allclose(
+      alone.history[key], split.history[key], rtol=2e-3, atol=1e-6
+    )
+  if method.spd:
+    assert alone.history['decayed'].mean() > 0.05
+  assert any(
+    not leaf.sharding.is_fully_replicated
+    for leaf in jax.tree.leaves(split.params)
+  )
+
+
+def test_a_seed_draws_other_layers():
+  tuning = fine_tuning(num_steps=6)
+  tuning = dataclasses.replace(
+    tuning, train=lambda seed, start: fine_tuning().train(0, start)
+  )
+  method = dataclasses.replace(SPD, num_steps=6, condition='random')
+  values = hyperparams(spd=1.0) | {'fire': np.array([0.5], np.float32)}
+  first, again, other = (tuning.run(method, values, s) for s in (0, 0, 1))
+  for key in ('selected', 'loss'):
+    np.testing.assert_array_equal(first.history[key], again.history[key])
+    assert (first.history[key] != other.history[key]).any()
 
 
 def test_l2sp_stays_closer_and_adam_learns():
