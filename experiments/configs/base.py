@@ -107,6 +107,27 @@ def _ordered():
   return ConfigDict(sort_keys=False)
 
 
+def first_stage(**changes):
+  """What theta_0 learns before a study, see `studies.first_stage`: nothing.
+
+  Args:
+    **changes: of the keys below, and what a kind adds.
+  """
+  return ConfigDict(
+    {
+      'train': {},  # a source
+      'val': {},  # a source; chooses the step
+      'num_steps': 0,  # 0 for no first stage
+      'batch_size': 32,
+      'eval_every': 100,  # steps
+      'learning_rate': 1e-4,  # the peak, of AdamW
+      'weight_decay': 0.0,
+      'seed': 0,  # of order and augmentation
+      **changes,
+    }
+  )
+
+
 def method(label, **changes):
   """A method: theta_0 itself, unless it has an optimizer or an average.
 
