@@ -6,15 +6,18 @@ python -m experiments.compare [--config=STUDY[:ARG]] [--seeds=N] [--full]
 STUDY is a file of experiments/configs, elpv if it is left out. Prints a table;
 writes it, the rows, their histories and two pictures to config.output_dir. The
 same command goes on with a study that was stopped: a row that is written there
-is not run again.
+is not run again. Where the config has tuning_seeds, its config.sweep is run and
+chosen from first, by ID validation alone; sweep.md is the table of that, and
+controls.md that of config.controls.
 """
 
+import dataclasses
 import pathlib
 import sys
 
 from absl import flags, logging
 
-from experiments import cli, report, resume, runs, study
+from experiments import cli, report, resume, runs, study, sweep
 
 
 def configure(config, *, seeds=None, methods=None, full=False):
@@ -45,8 +48,14 @@ def configure(config, *, seeds=None, methods=None, full=False):
         f'{", ".join(config.methods)}.'
       )
   with config.unlocked():
-    for name in set(config.methods) - set(methods):
+    left = set(config.methods) - set(methods)
+    for name in left:
       del config.methods[name]
+    for name in left & set(config.sweep):
+      del config.sweep[name]
+    for name, other in config.controls.items():
+      if left & {name, other}:
+        del config.controls[name]
   if full:
     config.first_block = 0
   sources = study.check(config)
@@ -55,7 +64,7 @@ def configure(config, *, seeds=None, methods=None, full=False):
 
 
 def run(config, fine_tuning, saved):
-  """Runs every method of the config with every seed, but for what is there.
+  """Runs what a study says, but for what is there.
 
   Args:
     config: the study.
@@ -63,15 +72,34 @@ def run(config, fine_tuning, saved):
     saved: a `resume.Saved`, to which every new row is added: dicts of method,
       label, seed, metrics of 'val' and of every set, deviation, shares of
       decisions selected and decayed, step, seconds, the share of them that the
-      step waited for data, history.
+      step waited for data, history. Where the study is tuned, they have phase
+      ('tuning', 'final' or 'control'), family and settings too; final rows and
+      controls also the reading of the tuning ('id', 'one_se') that they are of,
+      a list, empty where a method is not tuned; controls what they are
+      matched_to.
   """
-  methods = config.methods
+  num_val = len(fine_tuning.sets['val'].source)
+  for plan in sweep.passes(config, saved.rows, num_val):
+    for note in plan.notes:
+      print(note)
+    saved.forget(but={*plan.keep, *plan.config.methods})
+    _run_pass(plan, fine_tuning, saved)
+  saved.forget()
+
+
+def _run_pass(plan, fine_tuning, saved):
+  """The runs of a `sweep.Pass`."""
+  config, methods = plan.config, plan.config.methods
   for method in methods.values():
     runs.adapt(fine_tuning, method, 0)  # refuses one before others have run
-  todo = missing(config, saved)
-  needed = {(_parent(methods[name]), seed) for name, seed in todo}
-  trained = sum(bool(methods[name].optimizer) for name, _ in todo)
-  with cli.progress(trained * config.num_steps, 'training', 'step') as bar:
+  todo = missing(plan, saved)
+  needed = {(sweep.parent(methods[name]), seed) for name, seed in todo}
+  steps = sum(
+    plan.stops.get(name, config.num_steps)
+    for name, _ in todo
+    if methods[name].optimizer
+  )
+  with cli.progress(steps, 'training', 'step') as bar:
 
     def count(history, layers):
       del layers
@@ -81,13 +109,15 @@ def run(config, fine_tuning, saved):
       bar.update()
 
     for name, seed in todo:
-      method = methods[name]
-      label = report.label(method)
+      method, about = methods[name], plan.about.get(name, {})
+      label = about.get('label', report.label(method))
       if method.optimizer:
         bar.set_description(f'{label}, seed {seed}: compilation')
-      tuning = runs.adapt(fine_tuning, method, seed)
+      tuning = _stopped(
+        runs.adapt(fine_tuning, method, seed), plan.stops.get(name)
+      )
       start = None
-      if parent := _parent(method):
+      if parent := sweep.parent(method):
         of_parent = runs.adapt(fine_tuning, methods[parent], seed)
         start = saved.restore(of_parent, parent, seed)
       if method.average_of:
@@ -96,49 +126,43 @@ def run(config, fine_tuning, saved):
       else:
         start = start and start.params
         result = runs.run(config, tuning, name, seed, start, count)
-      if (name, seed) in needed:
+      if (name, seed) in needed or name in plan.keep:
         saved.keep(name, seed, result)
       bar.set_description(f'{label}, seed {seed}: evaluation')
       if not saved.has(name, seed):
-        saved.add(runs.row(config, tuning, name, seed, result))
-  saved.forget()
+        saved.add(runs.row(config, tuning, name, seed, result) | about)
 
 
-def missing(config, saved):
+def _stopped(tuning, stop):
+  """The same, but for runs that end after a step, under the same schedule."""
+  if stop is None:
+    return tuning
+  config = tuning.config.copy_and_resolve_references()
+  config.update(num_steps=stop, eval_every=stop)
+  return dataclasses.replace(tuning, config=config)
+
+
+def missing(plan, saved):
   """What is to be run, (method, seed): parents before what needs them.
 
   A run that others start from or average is repeated where neither they nor its
   params are there, but its row is.
   """
-  methods = _in_order(config.methods)
+  methods = dict(
+    sorted(plan.config.methods.items(), key=lambda item: sweep.rank(item[1]))
+  )
   found = []
-  for seed in range(config.num_seeds):
+  for seed in plan.seeds:
     # Children first: what they need is known then.
     own = set()
     for name in reversed(methods):
-      is_needed = any(_parent(methods[child]) == name for child in own)
+      is_needed = any(sweep.parent(methods[child]) == name for child in own)
       if not saved.has(name, seed) or (
         is_needed and not saved.is_kept(name, seed)
       ):
         own.add(name)
     found += [(name, seed) for name in methods if name in own]
   return found
-
-
-def _parent(method):
-  return method.average_of or method.starts_from
-
-
-def _in_order(methods):
-  """theta_0, what starts from it, what starts from those, what averages."""
-
-  def rank(item):
-    _, method = item
-    if method.average_of:
-      return 3
-    return 2 if method.starts_from else bool(method.optimizer)
-
-  return dict(sorted(methods.items(), key=rank))
 
 
 def _title(config):
@@ -160,9 +184,21 @@ def compare(config, sources):
   saved = resume.Saved(config, runs.provenance(config, title))
   if saved.rows:
     print(f'{folder}/ has {len(saved.rows)} rows, which are not run again.')
-  if missing(config, saved):
+  plans = sweep.passes(config, saved.rows, len(sources['val']))
+  if any(missing(plan, saved) for plan in plans):
     run(config, study.load(config, sources, cli.progress), saved)
-  rows = saved.rows
+  rows, files = saved.rows, ['table.md', 'rows.jsonl', 'results.json']
+  if config.tuning_seeds:
+    phases = ('tuning', 'final', 'control')
+    tuned, rows, controls = (
+      [row for row in saved.rows if row['phase'] == phase] for phase in phases
+    )
+    report.write(folder / 'sweep.md', sweep.table(tuned, rows) + '\n')
+    files.append('sweep.md')
+    if controls:
+      table = report.table(controls, config.means)
+      report.write(folder / 'controls.md', table + '\n')
+      files.append('controls.md')
   table = report.table(rows, config.means)
   report.write(folder / 'table.md', table + '\n')
   report.plot_plane(rows, config.means, folder / 'plane.png', title)
@@ -174,8 +210,7 @@ def compare(config, sources):
     'validation. seconds:\nof training; the first run of a method compiles '
     'it.\n'
   )
-  files = ('table.md', 'rows.jsonl', 'results.json', 'plane.png', 'steps.png')
-  print(f'{folder}/: {", ".join(files)}')
+  print(f'{folder}/: {", ".join([*files, "plane.png", "steps.png"])}')
 
 
 def main(argv):

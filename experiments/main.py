@@ -160,6 +160,7 @@ if __name__ == '__main__':
     "'auto' on a TPU pod or under SLURM; else HOST:PORT,PROCESSES,INDEX, the "
     'address of the first process.',
   )
-  cli.define_config('main', unread=['num_seeds'])
+  of_compare = ('num_seeds', 'tuning_seeds', 'sweep', 'controls')
+  cli.define_config('main', unread=of_compare)
   __doc__ += f'\nThe study:\n\n{flags.FLAGS["config"].value}'
   cli.run('main', main)

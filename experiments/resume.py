@@ -77,9 +77,13 @@ class Saved:
     params = tuning.layout.put(params)
     return train.Run(params, int(step) or None, {}, None, None)
 
-  def forget(self):
-    """Removes all params that were kept."""
-    shutil.rmtree(self._folder / _PARAMS, ignore_errors=True)
+  def forget(self, but=()):
+    """Removes the params that were kept, but for those of some methods."""
+    for file in (self._folder / _PARAMS).glob('*'):
+      if file.stem.rpartition('_')[0] not in but:
+        file.unlink()
+    if not but:
+      shutil.rmtree(self._folder / _PARAMS, ignore_errors=True)
 
   def _path(self, name, seed):
     return self._folder / _PARAMS / f'{name}_{seed}.npz'
@@ -108,7 +112,8 @@ class Saved:
           f'{path} has rows of a study whose config.{key} is '
           f'{theirs.get(key)!r}; here it is {ours.get(key)!r}: {remedy}.'
         )
-    self._config['methods'] = {**config['methods'], **self._config['methods']}
+    for key in ('methods', 'sweep'):
+      self._config[key] = {**config[key], **self._config[key]}
     return rows
 
 
@@ -120,14 +125,17 @@ def _plain(config):
 def _flat(config, other):
   """What makes the rows of a config, by key: all but what is free to change.
 
-  Of its methods only those that the other one has too.
+  Of its methods only those that the other one has too, and their sweeps.
   """
-  methods = {
-    name: method
-    for name, method in config['methods'].items()
-    if name in other['methods']
+  shared = {
+    part: {
+      name: value
+      for name, value in config[part].items()
+      if name in other['methods'] and name in config['methods']
+    }
+    for part in ('methods', 'sweep')
   }
   rest = {key: config[key] for key in config if key not in base.FREE}
   return traverse_util.flatten_dict(
-    rest | {'methods': methods}, keep_empty_nodes=True, sep='.'
+    rest | shared, keep_empty_nodes=True, sep='.'
   )

@@ -6,7 +6,7 @@ import re
 
 from flax import nnx
 
-from experiments import cache, checks, optimizers, parallel, train
+from experiments import cache, checks, optimizers, parallel, sweep, train
 from experiments.configs import base
 from experiments.data import pipeline
 from experiments.models import lora
@@ -147,8 +147,11 @@ def _check_keys(config):
       'config.metrics and config.methods name at least one each.'
     )
   checks.one_of('decay', config.decay, optimizers.DECAYS)
-  for name, method in config.methods.items():
-    _check_method(config, name, method)
+  sweep.check(config)
+  for family in config.methods:
+    settings = sweep.settings_of(config, family)
+    for name, method in ({family: config.methods[family]} | settings).items():
+      _check_method(config, name, method)
   for name, eval_sets in config.means.items():
     for a_set in eval_sets:
       checks.one_of(f'means.{name}', a_set, config.eval_sets)

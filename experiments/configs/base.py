@@ -35,6 +35,7 @@ FREE = (
   'eval_batch_size',
   'num_workers',
   'num_seeds',
+  'controls',
   'save_every',
   'keep',
   'log_every',
@@ -72,8 +73,8 @@ def base():
       # The data. A source is a dict, as data.sources.open_source takes it.
       'train': {},
       'val': {},  # ID; chooses the step
-      'eval_sets': _ordered(),  # name: a source; ID is the first
-      'means': _ordered(),  # name: a tuple of eval sets to average in the table
+      'eval_sets': ordered(),  # name: a source; ID is the first
+      'means': ordered(),  # name: a tuple of eval sets to average in the table
       'metrics': ('accuracy',),  # the first chooses the step
       'num_workers': 0,  # processes that read; 0 for threads
       'repeats': 1,  # views of an example that follow one another; DeiT: 3
@@ -91,7 +92,12 @@ def base():
       'warmup_learning_rate': 0.0,  # of the first step
       'min_learning_rate': 0.0,  # after the last step
       'clip_norm': 0.0,  # of the gradient; 0 for no clipping
-      'methods': _ordered(),  # name: a `method`
+      'methods': ordered(),  # name: a `method`
+      # Tuning on ID validation, see `experiments.sweep`.
+      'tuning_seeds': 0,  # of every setting; 0: the methods as they are
+      'sweep': ordered(),  # method: {rate, weight_decay, spd, alpha: values}
+      # Method with SPD: another one, brought as far from theta_0 as it comes.
+      'controls': ordered(),
       # What experiments.main writes down on the way.
       'save_every': 1000,  # steps; and at every evaluation
       'keep': 2,  # of the last checkpoints, beside the best
@@ -102,9 +108,30 @@ def base():
   )
 
 
-def _ordered():
+def ordered():
   """A ConfigDict that keeps its order, the table's; a copy of it does not."""
   return ConfigDict(sort_keys=False)
+
+
+def first_stage(**changes):
+  """What theta_0 learns before a study, see `studies.first_stage`: nothing.
+
+  Args:
+    **changes: of the keys below, and what a kind adds.
+  """
+  return ConfigDict(
+    {
+      'train': {},  # a source
+      'val': {},  # a source; chooses the step
+      'num_steps': 0,  # 0 for no first stage
+      'batch_size': 32,
+      'eval_every': 100,  # steps
+      'learning_rate': 1e-4,  # the peak, of AdamW
+      'weight_decay': 0.0,
+      'seed': 0,  # of order and augmentation
+      **changes,
+    }
+  )
 
 
 def method(label, **changes):

@@ -3,7 +3,7 @@
 import pathlib
 
 from experiments.configs.base import base as every_study
-from experiments.configs.base import method, methods
+from experiments.configs.base import first_stage, method, methods
 
 _PROMPTS = pathlib.Path(__file__).parents[1] / 'prompts'
 
@@ -25,6 +25,8 @@ def base():
       'class_names': '',  # the same: a file, a line each; '' for the data's own
       'balanced_loss': False,  # every class counts the same
       'eval_crop': 1.0,  # side of the centre crop, as a share; DeiT: 0.875
+      # Of what the study trains: a head as above, and then all of it.
+      'first_stage': first_stage(),
       # The recipe. Augmentation and mixing need first_block = 0.
       'augment': False,
       'crop_scale': (0.08, 1.0),  # share of the area; DeiT default

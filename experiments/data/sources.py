@@ -30,19 +30,6 @@ from experiments.data import (
   vqa,
 )
 
-_KINDS = {
-  'tfds': tfds.open_tfds,
-  'folder': folders.open_folder,
-  'list': folders.open_list,
-  'elpv': elpv.open_elpv,
-  'masks': masks.open_masks,
-  'camvid': masks.open_camvid,
-  'pascal_context': masks.open_pascal_context,
-  'questions': text.open_questions,
-  'vader': vader.open_vader,
-  'vqa': vqa.open_vqa,
-  'easy_vqa': easy_vqa.open_easy_vqa,
-}
 _TEXTS = ('questions', 'vader')
 
 
@@ -62,7 +49,8 @@ def open_source(spec, data_dir):
         'questions': `text.open_questions`, with path and without,
         'vader': `vader.open_vader`, with name and margin,
         'vqa': `vqa.open_vqa`, with name, path, root and split,
-        'easy_vqa': `easy_vqa.open_easy_vqa`, with split and inverted;
+        'easy_vqa': `easy_vqa.open_easy_vqa`, with split and inverted,
+        'joined': `open_joined`, with of;
       and of any kind, in this order,
         resize: of images, pixels a side that every one is brought to,
         corruption: of images, `{'name', 'severity'}`, of
@@ -104,6 +92,41 @@ def open_source(spec, data_dir):
     rows = _shuffled(np.arange(len(source)), 0)[:limit]
     source = Rows(source, np.sort(rows))
   return source
+
+
+def open_joined(data_dir, of):
+  """Several sources of labelled images as one, the first one's examples first.
+
+  Args:
+    data_dir: as `open_source` takes it.
+    of: `{name: source}`, described as `open_source` takes them; the names are
+      for the reader.
+
+  Returns:
+    A `Joined`.
+
+  Raises:
+    ValueError: there is none, they are no labelled images, or their classes are
+      not the same.
+    OSError, ModuleNotFoundError: as `open_source`.
+  """
+  opened = {name: open_source(spec, data_dir) for name, spec in of.items()}
+  if not opened:
+    raise ValueError('joined: of is empty; name the sources, {name: source}.')
+  (first, source), *_ = opened.items()
+  for name, other in opened.items():
+    if other.labels is None or getattr(other, 'groups', None) is not None:
+      raise ValueError(
+        f'joined: {name} is no set of labelled images: {of[name]}; join those '
+        'of folders, lists or ELPV.'
+      )
+    if other.class_names != source.class_names:
+      raise ValueError(
+        f'joined: the classes of {name} are {", ".join(other.class_names)}, '
+        f'those of {first} {", ".join(source.class_names)}; set `classes` of '
+        'both to one list of all names.'
+      )
+  return Joined(tuple(opened.values()))
 
 
 def part(source, shares, take, seed=0):
@@ -152,6 +175,28 @@ def _rows_of_groups(groups, stops, seed):
   start, stop = np.round(stops * len(groups))
   own = numbers[order[(start <= begins) & (begins < stop)]]
   return np.flatnonzero(np.isin(groups, own))
+
+
+class Joined:
+  """A source: others of the same classes, one after the other."""
+
+  def __init__(self, parts):
+    self.class_names = parts[0].class_names
+    self.labels = np.concatenate([part.labels for part in parts])
+    self.names = tuple(name for part in parts for name in part.names)
+    self._parts, self._stops = parts, np.cumsum([len(part) for part in parts])
+
+  @property
+  def ids(self):
+    return [one for part in self._parts for one in part.ids]
+
+  def __len__(self):
+    return len(self.labels)
+
+  def __getitem__(self, index):
+    number = int(np.searchsorted(self._stops, index, side='right'))
+    part = self._parts[number]
+    return part[index - int(self._stops[number]) + len(part)]
 
 
 class Arrays:
@@ -238,3 +283,19 @@ def _call(function, spec, *args, **keys):
   except TypeError as error:
     raise ValueError(f'{error}, in the source {spec}.') from error
   return function(*args, **keys)
+
+
+_KINDS = {
+  'tfds': tfds.open_tfds,
+  'folder': folders.open_folder,
+  'list': folders.open_list,
+  'elpv': elpv.open_elpv,
+  'masks': masks.open_masks,
+  'camvid': masks.open_camvid,
+  'pascal_context': masks.open_pascal_context,
+  'questions': text.open_questions,
+  'vader': vader.open_vader,
+  'vqa': vqa.open_vqa,
+  'easy_vqa': easy_vqa.open_easy_vqa,
+  'joined': open_joined,
+}

@@ -104,14 +104,19 @@ def check_classes(opened):
       )
 
 
-def check_apart(opened):
-  """Refuses sets that share examples with the training or validation set."""
+def check_apart(opened, ours=('train', 'val')):
+  """Refuses sets that share examples with some of them.
+
+  Args:
+    opened: `{name: source}`.
+    ours: names of the sets that share none with another one.
+  """
   ids = {name: set(source.ids) for name, source in opened.items()}
-  for ours, other in itertools.product(('train', 'val'), ids):
-    shared = ids[ours] & ids[other]
-    if shared and ours != other:
+  for one, other in itertools.product(ours, ids):
+    shared = ids[one] & ids[other]
+    if shared and one != other:
       raise ValueError(
-        f'{ours} and {other} share {len(shared):,} examples, one of them '
+        f'{one} and {other} share {len(shared):,} examples, one of them '
         f'{min(shared)}; give them other sources, or one `part` that differs '
         'in `take`.'
       )

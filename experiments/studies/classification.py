@@ -17,7 +17,7 @@ from experiments.data import augment, folders
 from experiments.models import blocks, clip, heads, vit
 from experiments.pretrained import load as pretrained
 from experiments.pretrained import save
-from experiments.studies import base
+from experiments.studies import base, first_stage
 from experiments.tasks import classification
 
 HEADS = ('linear_probe', 'zero_shot', 'pretrained', 'zeros')
@@ -44,10 +44,10 @@ def check(config):
     ValueError, OSError, ModuleNotFoundError: saying what to change.
   """
   _check_keys(config)
-  opened = _open_sets(config)
+  opened, first = _open_sets(config)
   class_names = opened['train'].class_names
-  _check_workers(config, opened)
-  _check_classes(config, opened, len(class_names))
+  _check_workers(config, opened | first)
+  _check_classes(config, opened | first, len(class_names))
   if config.head == 'zero_shot':
     _check_texts(config, class_names)
   if config.head == 'pretrained':
@@ -64,20 +64,43 @@ def build(config, sources):
     ValueError, OSError: of a checkpoint that is not this model's, or not there.
   """
   class_names = sources['train'].class_names
-  labels = sources['train'].labels if config.balanced_loss else None
-  task = _make_task(config, len(class_names), labels)
+  task = _make_task(config, len(class_names), sources)
   model = load_model(config, class_names)
+  fit = None
+  if config.head == 'linear_probe':
+    fit = functools.partial(_fit_head, config, task, model)
+  parts = _parts(config, task, model, _labelled(config, sources))
+  if config.first_stage.num_steps:
+    first = first_stage.open_sets(config)
+    task = _make_task(config, len(class_names), first)
+    fit = functools.partial(_learn_first, config, task, parts, fit, first)
+  return parts._replace(fit=fit)
+
+
+def _labelled(config, sources):
   transforms = augment.evaluation(config.image_size, config.eval_crop)
-  sets = {
+  return {
     name: classification.LabelledSet(
       source, transforms, config.num_workers, classes=_classes(config, name)
     )
     for name, source in sources.items()
   }
-  fit = None
-  if config.head == 'linear_probe':
-    fit = functools.partial(_fit_head, config, task, model)
-  return _parts(config, task, model, sets)._replace(fit=fit)
+
+
+def _learn_first(config, task, parts, fit, first, sets, layout, progress):
+  """A head, and then what the study trains, on the sets of the first stage."""
+  del sets
+  first_stage.learn(
+    config,
+    task,
+    parts.model,
+    parts.trained,
+    _labelled(config, first),
+    parts.augment,
+    fit,
+    layout,
+    progress,
+  )
 
 
 def shapes(config):
@@ -218,9 +241,10 @@ def _fit_head(config, task, model, sets, layout, progress):
   model.head.kernel[...], model.head.bias[...] = head
 
 
-def _make_task(config, num_classes, labels=None):
+def _make_task(config, num_classes, sources=None):
   weights = np.ones(num_classes)
-  if labels is not None:
+  if sources and config.balanced_loss:
+    labels = sources['train'].labels
     weights = classification.balanced_weights(labels, num_classes)
   return classification.Classification(
     num_classes,
@@ -260,10 +284,22 @@ def _text_config(config):
 
 
 def _open_sets(config):
+  """Those of the study, and `{'first_stage.train': source ...}`."""
   opened = base.open_sets(config, unread=('only',))
-  base.check_classes(opened)
-  base.check_apart(opened)
-  return opened
+  first = {
+    f'first_stage.{name}': source
+    for name, source in first_stage.open_sets(config).items()
+  }
+  base.check_classes(opened | first)
+  learned = [name for name in first if name == 'first_stage.train']
+  base.check_apart(
+    opened | {name: first[name] for name in learned},
+    ours=('train', 'val', *learned),
+  )
+  # Both stages may be chosen on the same examples.
+  unseen = {name: opened[name] for name in opened if name != 'val'}
+  base.check_apart(unseen | first, ours=[n for n in first if n not in learned])
+  return opened, first
 
 
 def _check_keys(config):
@@ -272,6 +308,7 @@ def _check_keys(config):
     checks.one_of('metrics', name, classification.METRICS)
   _check_model(config)
   _check_recipe(config)
+  first_stage.check_keys(config, defaults())
   checks.check_effects(RULES, config, defaults())
 
 
@@ -376,13 +413,14 @@ def _check_classes(config, opened, num_classes):
       'not known before it is read; set it to False.'
     )
   fitted = config.balanced_loss or config.head == 'linear_probe'
-  absent = np.setdiff1d(range(num_classes), known.get('train', []))
-  if fitted and 'train' in known and absent.size:
-    names = [opened['train'].class_names[label] for label in absent[:5]]
-    raise ValueError(
-      f'The training set has no example of {absent.size} of its '
-      f'{num_classes} classes: {", ".join(names)}.'
-    )
+  for name in ('train', 'first_stage.train'):
+    absent = np.setdiff1d(range(num_classes), known.get(name, []))
+    if fitted and name in known and absent.size:
+      names = [opened['train'].class_names[label] for label in absent[:5]]
+      raise ValueError(
+        f'{name} has no example of {absent.size} of its {num_classes} '
+        f'classes: {", ".join(names)}.'
+      )
   for name, labels in known.items():
     if of_two and len(labels) < 2:
       raise ValueError(f'{name} has one class only; auroc and ap need two.')

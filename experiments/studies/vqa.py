@@ -12,7 +12,7 @@ from experiments import checks, evaluate, pictures
 from experiments.configs import vqa as configs
 from experiments.data import sources as data
 from experiments.data import vqa_rows
-from experiments.models import vision_language
+from experiments.models import lora, vision_language
 from experiments.pretrained import save
 from experiments.pretrained import vision_language as pretrained
 from experiments.studies import base, first_stage
@@ -42,7 +42,7 @@ def check(config):
   model = _model_config(config)
   pretrained.check(model, config.model.pretrained)
   encode = _encode(config, model)
-  first = _open_first(config)
+  first = first_stage.open_sets(config)
   if first:
     held_out = {'first_stage.val': first['val']}
     _check_apart('first_stage.train', first['train'], opened | held_out)
@@ -81,13 +81,28 @@ def build(config, sources):
     return parts
   first_sets = {
     name: _answered(config, source, encode)
-    for name, source in _open_first(config).items()
+    for name, source in first_stage.open_sets(config).items()
   }
-  return parts._replace(
-    fit=functools.partial(
-      first_stage.learn, config, parts.task, model, first_sets
-    )
+  fit = functools.partial(_learn_first, config, parts.task, model, first_sets)
+  return parts._replace(fit=fit)
+
+
+def _learn_first(config, task, model, first_sets, sets, layout, progress):
+  """The projector and LoRA on the decoder, merged; see `studies.base`."""
+  del sets
+  stage = config.first_stage
+  adapted = lora.add(
+    model,
+    stage.lora,
+    stage.lora,
+    modules=stage.lora_modules,
+    rngs=nnx.Rngs(stage.seed),
   )
+  trained = nnx.Any(nnx.LoRAParam, lambda path, _: path[0] == 'projector')
+  first_stage.learn(
+    config, task, adapted, trained, first_sets, None, None, layout, progress
+  )
+  nnx.update(model, nnx.state(lora.merge(adapted)))
 
 
 def shapes(config):
@@ -196,16 +211,6 @@ def _answered(config, source, encode, held_out=frozenset()):
   )
 
 
-def _open_first(config):
-  """The training and the validation set of the first stage, if there is one."""
-  if not config.first_stage.num_steps:
-    return {}
-  return {
-    name: data.open_source(config.first_stage[name].to_dict(), config.data_dir)
-    for name in ('train', 'val')
-  }
-
-
 def _without_vision(path, _):
   return path[0] != 'vision'
 
@@ -261,12 +266,7 @@ def _check_keys(config):
     raise ValueError(
       f'config.prompt is {config.prompt!r}; it has one {{}}, for the question.'
     )
-  unknown = {*config.first_stage} ^ {*defaults().first_stage}
-  if unknown:
-    raise ValueError(
-      f'config.first_stage.{min(unknown)} is missing, or no key; its keys are '
-      f'{", ".join(defaults().first_stage)}.'
-    )
+  first_stage.check_keys(config, defaults())
   checks.check_effects(RULES, config, defaults())
 
 

@@ -87,7 +87,7 @@ def test_more_methods_and_seeds_go_on(config, started, tmp_path, monkeypatch):
     del config.methods[name]
   config.num_seeds = 1
   first = finish(config)
-  config.methods = base._ordered()
+  config.methods = base.ordered()
   config.methods.update(methods)
   config.num_seeds = 2
   config.update(title='another', num_workers=3)

@@ -13,6 +13,7 @@ from experiments.configs import (
   domainnet,
   imagenet,
   pacs,
+  pacs_two_stage,
   pascal_context,
 )
 from experiments.data import folders
@@ -55,14 +56,18 @@ def check(rows, sets):
   assert 0 < rows['spd_1']['deviation'] < rows['adamw']['deviation']
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize('source', ['photo', 'art_painting'])
-def test_pacs(tmp_path, capsys, source):
+def write_pacs(folder):
   classes = ('dog', 'elephant', 'giraffe', 'guitar', 'horse', 'house', 'person')
   for domain in pacs.DOMAINS:
     for name, color in zip(classes, colors(7), strict=True):
       names = [f'pic_{i:03}.jpg' for i in range(10)]
-      files.write_images(tmp_path / 'pacs' / domain / name, names, color)
+      files.write_images(folder / 'pacs' / domain / name, names, color)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('source', ['photo', 'art_painting'])
+def test_pacs(tmp_path, capsys, source):
+  write_pacs(tmp_path)
   config = pacs.get_config(source)
   config.eval_sets.fog = {
     **config.eval_sets[source],
@@ -82,6 +87,37 @@ def test_pacs(tmp_path, capsys, source):
   )
   # BitFit moves few parameters, and not far.
   assert 0 < rows['bitfit']['deviation'] < rows['adamw']['deviation']
+
+
+@pytest.mark.slow
+def test_pacs_in_two_stages(tmp_path, capsys):
+  write_pacs(tmp_path)
+  config = pacs_two_stage.get_config('art_painting')
+  config.first_stage.update(num_steps=2, eval_every=2, batch_size=8)
+  # Real weights.
+  rows, sets = run(
+    config,
+    tmp_path,
+    capsys,
+    methods=['theta_0', 'adamw', 'spd_1'],
+    image_size=28,
+    first_block=10,
+    learning_rate=1e-3,
+    cache_dir=str(tmp_path / 'kept'),
+  )
+  check(rows, ['art_painting', 'photo', 'cartoon', 'sketch'])
+  assert rows['theta_0']['deviation'] == 0
+  assert rows['theta_0']['label'] == 'theta_0, stage A'
+  assert len(list((tmp_path / 'kept/first_stage').iterdir())) == 1
+  # Of ten images a class four are of stage B; each domain has one for a test.
+  assert len(config.train.part.shares) == 4
+  assert {len(one.source) for one in sets.values()} == {7}
+  whole = pacs.get_config('art_painting')
+  whole.data_dir = config.data_dir
+  one, other = study.check(config), study.check(whole)
+  # What is tested is never trained on, whichever study it is.
+  assert one['art_painting'].ids == other['art_painting'].ids
+  assert set(one['train'].ids) < set(other['train'].ids)
 
 
 def write_masks(images, masks, names, num_classes, size=(36, 48)):

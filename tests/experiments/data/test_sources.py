@@ -254,3 +254,51 @@ def test_corruption_belongs_to_the_image_not_to_its_place(data_dir):
 def test_bad_specs(spec, match):
   with pytest.raises(ValueError, match=match):
     sources.open_source(spec, 'nowhere')
+
+
+def test_joined_is_one_after_the_other(data_dir):
+  part = {'shares': _SHARES, 'seed': 0}
+  specs = {
+    name: {'kind': 'folder', 'path': 'animals', 'part': {**part, 'take': take}}
+    for name, take in (('last', 2), ('first', 0), ('none', 1))
+  }
+  specs['none']['limit'] = 1
+  joined = sources.open_source({'kind': 'joined', 'of': specs}, data_dir)
+  apart = [sources.open_source(spec, data_dir) for spec in specs.values()]
+  assert len(joined) == sum(map(len, apart)) == len(joined.ids)
+  assert joined.ids == [one for source in apart for one in source.ids]
+  assert joined.names == tuple(n for source in apart for n in source.names)
+  assert joined.class_names == ('cat', 'dog', 'emu')
+  examples = [source[i] for source in apart for i in range(len(source))]
+  for i, (label, example) in enumerate(
+    zip(joined.labels, examples, strict=True)
+  ):
+    np.testing.assert_array_equal(joined[i]['image'], example['image'])
+    assert joined[i]['label'] == example['label'] == label
+  again = pickle.loads(pickle.dumps(joined))
+  assert again.ids == joined.ids
+
+
+@pytest.mark.parametrize(
+  ('of', 'message'),
+  [
+    ({}, 'of is empty'),
+    (
+      {'a': {'path': 'animals'}, 'b': {'path': 'others'}},
+      'the classes of b are cat, dog, those of a cat, dog, emu; set `classes`',
+    ),
+  ],
+)
+def test_joined_refuses(data_dir, of, message):
+  for name in ('cat', 'dog'):
+    (data_dir / 'others' / name).mkdir(parents=True, exist_ok=True)
+    Image.new('RGB', (4, 4)).save(data_dir / 'others' / name / '0.png')
+  of = {name: {'kind': 'folder', **spec} for name, spec in of.items()}
+  with pytest.raises(ValueError, match=message):
+    sources.open_source({'kind': 'joined', 'of': of}, data_dir)
+
+
+def test_joined_is_of_labelled_images(tmp_path):
+  spec = {'kind': 'easy_vqa', 'split': 'val'}
+  with pytest.raises(ValueError, match='joined: a is no set of labelled im'):
+    sources.open_source({'kind': 'joined', 'of': {'a': spec}}, tmp_path)
