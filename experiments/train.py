@@ -232,8 +232,8 @@ class FineTuning:
   interpolate: Callable[..., Any] = averages.wise_ft
   scale: float = 1.0
 
-  def evaluate(self, params, sets):
-    """`{name: metrics}` of `{name: EvalSet}`."""
+  def evaluate(self, params, sets, keep=None):
+    """`{name: metrics}` of `{name: EvalSet}`; `keep` as there."""
 
     def outputs(task, batch):
       return _outputs(self.graphdef, task, params, self.frozen, batch)
@@ -244,20 +244,21 @@ class FineTuning:
       sets,
       self.config.eval_batch_size,
       self.layout,
+      keep,
     )
 
   def deviation(self, params):
     """|theta - theta_0| over all that is trained; that of LoRA is |B A|."""
     return float(_deviation(self.pretrained, params, self.scale))
 
-  def describe(self, run):
+  def describe(self, run, keep=None):
     """What a row says of a `Run`: its metrics on every set, and its history."""
     shares = {
       key: float(run.history[key].mean()) if key in run.history else None
       for key in ('selected', 'decayed')
     }
     return {
-      'metrics': self.evaluate(run.params, self.sets),
+      'metrics': self.evaluate(run.params, self.sets, keep),
       'deviation': self.deviation(run.params),
       **shares,
       'step': run.step,

@@ -13,6 +13,7 @@ from experiments.configs import elpv
 from tests.experiments import tiny_study
 
 FILES = {'table.md', 'rows.jsonl', 'results.json', 'plane.png', 'steps.png'}
+FILES |= {'outputs'}
 
 
 @pytest.mark.parametrize('full', [False, True])
