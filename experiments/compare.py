@@ -4,9 +4,10 @@ python -m experiments.compare [--config=STUDY[:ARG]] [--seeds=N] [--full]
                               [--methods=A,B] [--config.KEY=VALUE]
 
 STUDY is a file of experiments/configs, elpv if it is left out. Prints a table;
-writes it, the rows, their histories and two pictures to config.output_dir. The
-same command goes on with a study that was stopped: a row that is written there
-is not run again.
+writes it, the rows, their histories, figures and report.html, a page with all
+of that, to config.output_dir; of every run also what it made of the examples
+(outputs/) and what SPD did in each layer (layers/). The same command goes on
+with a study that was stopped: a row that is written there is not run again.
 """
 
 import pathlib
@@ -14,7 +15,7 @@ import sys
 
 from absl import flags, logging
 
-from experiments import cli, report, resume, runs, study
+from experiments import cli, log, page, report, resume, runs, study
 
 
 def configure(config, *, seeds=None, methods=None, full=False):
@@ -74,7 +75,7 @@ def run(config, fine_tuning, saved):
   with cli.progress(trained * config.num_steps, 'training', 'step') as bar:
 
     def count(history, layers):
-      del layers
+      gathered.add(layers)
       if len(history) == 1:
         bar.set_description(f'{label}, seed {seed}')
       bar.set_postfix(loss=f'{history[-1]["loss"]:.3f}', refresh=False)
@@ -94,8 +95,9 @@ def run(config, fine_tuning, saved):
         tuning = of_parent
         result = runs.average(config, tuning, name, start)
       else:
-        start = start and start.params
+        start, gathered = start and start.params, log.LayerLog()
         result = runs.run(config, tuning, name, seed, start, count)
+        runs.write_layers(config, tuning, name, seed, gathered)
       if (name, seed) in needed:
         saved.keep(name, seed, result)
       bar.set_description(f'{label}, seed {seed}: evaluation')
@@ -165,8 +167,7 @@ def compare(config, sources):
   rows = saved.rows
   table = report.table(rows, config.means)
   report.write(folder / 'table.md', table + '\n')
-  report.plot_plane(rows, config.means, folder / 'plane.png', title)
-  report.plot_steps(rows, folder / 'steps.png', title)
+  files = page.write(folder, saved.rows)
   print(f'\n{table}\n')
   print(
     'selected, decayed: share of the decisions, one a layer and step, in which '
@@ -174,8 +175,9 @@ def compare(config, sources):
     'validation. seconds:\nof training; the first run of a method compiles '
     'it.\n'
   )
-  files = ('table.md', 'rows.jsonl', 'results.json', 'plane.png', 'steps.png')
-  print(f'{folder}/: {", ".join(files)}')
+  if (folder / 'pictures').exists():
+    files.append('pictures/')
+  print(f'{folder}/: table.md, rows.jsonl, results.json, {", ".join(files)}')
 
 
 def main(argv):

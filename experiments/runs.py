@@ -12,6 +12,7 @@ from experiments import (
   checkpoint,
   examples,
   files,
+  log,
   optimizers,
   report,
   study,
@@ -145,6 +146,22 @@ def row(config, tuning, name, seed, run):
 
 
 _factors = jax.jit(lora.factors)
+
+
+def write_layers(config, tuning, name, seed, gathered):
+  """Writes what SPD did in each layer of a run, where it has SPD.
+
+  Args:
+    config: the study.
+    tuning: that the run was of.
+    name: key of `config.methods`.
+    seed: of the run.
+    gathered: a `log.LayerLog` of its steps.
+  """
+  method, _ = optimizers.from_config(config, config.methods[name])
+  layers = gathered.layers(method.layer_names(tuning.pretrained))
+  if layers and jax.process_index() == 0:
+    layers.write(log.Layers.path(config.output_dir, name, seed))
 
 
 def provenance(config, title):
