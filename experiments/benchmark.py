@@ -30,7 +30,15 @@ import optax
 from absl import flags
 from flax import nnx
 
-from experiments import cli, parallel, report, study, topology, train
+from experiments import (
+  cli,
+  figures,
+  parallel,
+  report,
+  study,
+  topology,
+  train,
+)
 from experiments.configs import base, images
 from experiments.models import lora, vit
 from optax_spd import adam_spd, spd
@@ -499,7 +507,7 @@ def plot_growth(rows, path):
     ('topology', 'TPU chips, FSDP', 'hbm_bytes', 'HBM bytes a step and chip'),
   ]
   panels = [p for p in panels if any(row['axis'] == p[0] for row in rows)]
-  figure = report.empty_figure(2.8 * len(panels), 3)
+  figure = figures.empty_figure(2.8 * len(panels), 3)
   for axes, (axis, label, key, unit) in zip(
     figure.subplots(1, len(panels)), panels, strict=True
   ):

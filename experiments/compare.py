@@ -4,11 +4,13 @@ python -m experiments.compare [--config=STUDY[:ARG]] [--seeds=N] [--full]
                               [--methods=A,B] [--config.KEY=VALUE]
 
 STUDY is a file of experiments/configs, elpv if it is left out. Prints a table;
-writes it, the rows, their histories and two pictures to config.output_dir. The
-same command goes on with a study that was stopped: a row that is written there
-is not run again. Where the config has tuning_seeds, its config.sweep is run and
-chosen from first, by ID validation alone; sweep.md is the table of that, and
-controls.md that of config.controls.
+writes it, the rows, their histories, figures and report.html, a page with all
+of that, to config.output_dir; of every run also what it made of the examples
+(outputs/) and what SPD did in each layer (layers/). The same command goes on
+with a study that was stopped: a row that is written there is not run again.
+Where the config has tuning_seeds, its config.sweep is run and chosen from
+first, by ID validation alone; sweep.md is the table of that, and controls.md
+that of config.controls.
 """
 
 import dataclasses
@@ -17,7 +19,7 @@ import sys
 
 from absl import flags, logging
 
-from experiments import cli, report, resume, runs, study, sweep
+from experiments import cli, log, page, report, resume, runs, study, sweep
 
 
 def configure(config, *, seeds=None, methods=None, full=False):
@@ -102,7 +104,7 @@ def _run_pass(plan, fine_tuning, saved):
   with cli.progress(steps, 'training', 'step') as bar:
 
     def count(history, layers):
-      del layers
+      gathered.add(layers)
       if len(history) == 1:
         bar.set_description(f'{label}, seed {seed}')
       bar.set_postfix(loss=f'{history[-1]["loss"]:.3f}', refresh=False)
@@ -124,8 +126,9 @@ def _run_pass(plan, fine_tuning, saved):
         tuning = of_parent
         result = runs.average(config, tuning, name, start)
       else:
-        start = start and start.params
+        start, gathered = start and start.params, log.LayerLog()
         result = runs.run(config, tuning, name, seed, start, count)
+        runs.write_layers(config, tuning, name, seed, gathered)
       if (name, seed) in needed or name in plan.keep:
         saved.keep(name, seed, result)
       bar.set_description(f'{label}, seed {seed}: evaluation')
@@ -201,8 +204,7 @@ def compare(config, sources):
       files.append('controls.md')
   table = report.table(rows, config.means)
   report.write(folder / 'table.md', table + '\n')
-  report.plot_plane(rows, config.means, folder / 'plane.png', title)
-  report.plot_steps(rows, folder / 'steps.png', title)
+  files += page.write(folder, saved.rows)
   print(f'\n{table}\n')
   print(
     'selected, decayed: share of the decisions, one a layer and step, in which '
@@ -210,7 +212,9 @@ def compare(config, sources):
     'validation. seconds:\nof training; the first run of a method compiles '
     'it.\n'
   )
-  print(f'{folder}/: {", ".join([*files, "plane.png", "steps.png"])}')
+  if (folder / 'pictures').exists():
+    files.append('pictures/')
+  print(f'{folder}/: {", ".join(files)}')
 
 
 def main(argv):

@@ -33,6 +33,11 @@ class EvalSet:
   info: Any = None
   task: Any = None
 
+  @property
+  def groups(self):
+    """[N]; examples of one group are no independent draws. None: all are."""
+    return None
+
   def batches(self, batch_size):
     """Dicts of [B, ...], in order: this process' rows of each.
 
@@ -78,7 +83,7 @@ def apply(function, eval_set, batch_size, layout, progress=lambda n: None):
   return jax.tree.map(lambda *rows: np.concatenate(rows)[:total], *parts)
 
 
-def evaluate(outputs, task, sets, batch_size, layout):
+def evaluate(outputs, task, sets, batch_size, layout, keep=None):
   """Metrics of every set.
 
   Args:
@@ -87,6 +92,7 @@ def evaluate(outputs, task, sets, batch_size, layout):
     sets: `{name: EvalSet}`, ID and OOD alike.
     batch_size: of every call of `outputs`.
     layout: a `parallel.Layout`.
+    keep: called with a set's name, its task, its outputs [N, ...] and the set.
 
   Returns:
     `{name: metrics}`.
@@ -98,4 +104,6 @@ def evaluate(outputs, task, sets, batch_size, layout):
       functools.partial(outputs, own), eval_set, batch_size, layout
     )
     metrics[name] = own.metrics(columns, eval_set)
+    if keep:
+      keep(name, own, columns, eval_set)
   return metrics

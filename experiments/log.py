@@ -2,10 +2,12 @@
 
 import importlib.util
 import json
+import os
 import pathlib
 import resource
 import sys
 import time
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -140,6 +142,60 @@ class Log:
     self._board.flush()
     if step == self._config.num_steps:
       self._board.close()  # flush alone leaves a few behind
+
+
+class Layers(NamedTuple):
+  """What SPD did in each layer, over one run.
+
+  Attributes:
+    names: of the layers, as `optax_spd.layer_names` has them.
+    deviation: float16 [steps, layers], |delta| after the step.
+    selected: bools [steps, layers], of that step; so the next one.
+    decayed: see there.
+  """
+
+  names: np.ndarray
+  deviation: np.ndarray
+  selected: np.ndarray
+  decayed: np.ndarray
+
+  @staticmethod
+  def path(folder, name, seed):
+    """The file of a run, in the folder of its rows."""
+    return pathlib.Path(folder, 'layers', f'{name}_{seed}.npz')
+
+  @classmethod
+  def read(cls, path):
+    with np.load(path) as arrays:
+      return cls(**{key: arrays[key] for key in cls._fields})
+
+  def write(self, path):
+    """Whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix('.partial')
+    with open(partial, 'wb') as file:
+      np.savez_compressed(file, **self._asdict())
+    os.replace(partial, path)
+
+
+class LayerLog:
+  """Gathers the `Layers` of a run; `add` is given what its callback is."""
+
+  def __init__(self):
+    self._steps = []
+
+  def add(self, layers):
+    if layers:
+      keys = 'deviation', 'selected_count', 'decayed_count'
+      self._steps.append(jax.device_get([layers[key] for key in keys]))
+
+  def layers(self, names):
+    """The `Layers`, whose names are given; None of a run without SPD."""
+    if not self._steps:
+      return None
+    deviation, *counts = map(np.array, zip(*self._steps, strict=True))
+    of_steps = [np.diff(count, axis=0, prepend=0) > 0 for count in counts]
+    return Layers(np.array(names), deviation.astype(np.float16), *of_steps)
 
 
 def _mean(seen, key):

@@ -4,7 +4,7 @@ import textwrap
 
 import numpy as np
 
-from experiments import report
+from experiments import figures
 
 
 def draw_masks(examples, class_names, void):
@@ -18,11 +18,11 @@ def draw_masks(examples, class_names, void):
   Returns:
     A figure.
   """
-  from matplotlib.patches import Patch  # as in `report.empty_figure`
+  from matplotlib.patches import Patch  # as in `figures.empty_figure`
 
   colors = _class_colors(len(class_names))
   seen = set()
-  figure = report.empty_figure(9.6, 2.4 * len(examples) + 1.2)
+  figure = figures.empty_figure(9.6, 2.4 * len(examples) + 1.2)
   axes = figure.subplots(len(examples), 3, squeeze=False)
   for line, (title, example) in zip(axes, examples.items(), strict=True):
     image, *classes = example
@@ -58,7 +58,7 @@ def draw_answers(examples, columns=4):
     A figure.
   """
   lines = -(-len(examples) // columns)
-  figure = report.empty_figure(3.0 * columns, 3.4 * lines + 0.6)
+  figure = figures.empty_figure(3.0 * columns, 3.4 * lines + 0.6)
   axes = list(figure.subplots(lines, columns, squeeze=False).flat)
   for place in axes:
     place.set_axis_off()

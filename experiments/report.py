@@ -1,6 +1,10 @@
-"""Rows -> the table, the JSON, and the pictures.
+"""Rows -> tables and JSON.
 
-python -m experiments.report ROWS.jsonl ... prints a table of each study's rows.
+python -m experiments.report ROWS.jsonl ... [--reference=METHOD] [--output=DIR]
+
+Prints the table of each study's rows, and where there are several seeds that of
+every method against the reference, adamw if it is left out. Of one study
+--output writes the page and the figures that compare does, but for histories.
 """
 
 import functools
@@ -12,21 +16,11 @@ import pathlib
 import platform
 import subprocess
 import sys
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
-# Okabe and Ito's colours: told apart by colour-blind readers too.
-_COLORS = (
-  '#000000',
-  '#E69F00',
-  '#56B4E9',
-  '#009E73',
-  '#0072B2',
-  '#D55E00',
-  '#CC79A7',
-)
-_MARKERS = 'os^vDPX'
 _TITLES = {
   'accuracy': 'acc',
   'balanced_accuracy': 'balanced acc',
@@ -49,6 +43,46 @@ def _mean(set_names, metric):
       for name in set_names
       if metric in row['metrics'][name]
     ]
+  )
+
+
+class Score(NamedTuple):
+  """The mean of a metric over sets: row -> float.
+
+  Attributes:
+    title: of the sets and the metric, as in tables.
+    sets: names of those that have the metric.
+    metric: its name.
+  """
+
+  title: str
+  sets: tuple[str, ...]
+  metric: str
+
+  def __call__(self, row):
+    return np.mean([row['metrics'][name][self.metric] for name in self.sets])
+
+
+def scores(rows, means):
+  """What a study is judged by: its first metric, ID and OOD.
+
+  Args:
+    rows: of a study.
+    means: as `columns` takes them; the first one is OOD, or else all sets but
+      the first.
+
+  Returns:
+    A `Score` of the ID set, and one of OOD sets or None where there are none.
+  """
+  by_set = rows[0]['metrics']
+  first, *others = [name for name in by_set if name != 'val']
+  metric = next(iter(by_set[first]))
+  ood, names = next(iter(means.items()), (', '.join(others), others))
+  names = tuple(name for name in names if metric in by_set[name])
+  title = _TITLES.get(metric, metric)
+  return (
+    Score(f'{first} {title}', (first,), metric),
+    Score(f'{ood} {title}', names, metric) if names else None,
   )
 
 
@@ -178,24 +212,30 @@ def _cell(name, values):
 
 
 def table(rows, means, titles=None):
-  """A Markdown table, a line a method: means over seeds, ± one deviation.
+  """`lines` as a Markdown table."""
+  return markdown(lines(rows, means, titles))
+
+
+def lines(rows, means, titles=None):
+  """A table, a line a method: means over seeds, ± one standard deviation.
 
   Args:
     rows: of a study.
     means: as `columns` takes them.
     titles: of the columns; None for all.
+
+  Returns:
+    Lists of strings, the first of them the titles.
   """
   values = columns(rows, means)
   titles = titles or list(values)
-  lines = [titles]
-  for group_rows in group(rows):
-    lines.append(
-      [
-        _cell(title, [values[title](row) for row in group_rows])
-        for title in titles
-      ]
-    )
-  return markdown(lines)
+  return [titles] + [
+    [
+      _cell(title, [values[title](row) for row in group_rows])
+      for title in titles
+    ]
+    for group_rows in group(rows)
+  ]
 
 
 def markdown(lines):
@@ -248,88 +288,6 @@ def speeds(rows):
   return markdown([[*titles, 'GB/s', 'of a copy'], *lines])
 
 
-def empty_figure(width, height):
-  """A Matplotlib figure of so many inches."""
-  from matplotlib.figure import Figure  # half a second that most runs can save
-
-  return Figure(figsize=(width, height), layout='constrained')
-
-
-def plot_plane(rows, means, path, title):
-  """ID against OOD: a point a method, its seeds in faint.
-
-  Where no set is OOD, ID against the distance.
-
-  Args:
-    rows: of a study.
-    means: as `columns` takes them; the first one is drawn, or all OOD sets'.
-    path: of the picture.
-    title: above it.
-  """
-  by_set = rows[0]['metrics']
-  id_set, *others = [name for name in by_set if name != 'val']
-  metric = next(iter(by_set[id_set]))
-  ood, set_names = next(iter(means.items()), (', '.join(others), others))
-  x, y = _value(id_set, metric), _mean(set_names, metric)
-  y_label = f'{ood} {_TITLES.get(metric, metric)} (higher is better)'
-  if not others:
-    y, y_label = operator.itemgetter('deviation'), '‖θ-θ₀‖'
-  figure = empty_figure(9.6, 5.6)
-  axes = figure.subplots()
-  for i, group_rows in enumerate(group(rows)):
-    label = group_rows[0]['label']
-    points = np.array([(x(row), y(row)) for row in group_rows])
-    style = _style(i)
-    if len(points) > 1:
-      axes.scatter(*points.T, s=30, alpha=0.3, linewidths=0, **style)
-    axes.scatter(*points.mean(0), s=130, label=label, zorder=3, **style)
-  axes.set_xlabel(f'{id_set} {_TITLES.get(metric, metric)} (higher is better)')
-  axes.set_ylabel(y_label)
-  figure.suptitle(title)
-  axes.grid(alpha=0.3)
-  figure.legend(loc='outside right center')
-  figure.savefig(path, dpi=100)
-
-
-def _style(i):
-  """Colour and marker of the i-th method; the first 49 differ."""
-  return {'color': _COLORS[i % 7], 'marker': _MARKERS[(i + i // 7) % 7]}
-
-
-def plot_steps(rows, path, title, window=10):
-  """Deviation, and the share of layers that SPD decays, over the steps."""
-  figure = empty_figure(9.6, 4.6)
-  left, right = figure.subplots(1, 2)
-  for i, group_rows in enumerate(group(rows)):
-    label = group_rows[0]['label']
-    histories = [row['history'] for row in group_rows if row['history']]
-    if not histories:
-      continue
-
-    def mean(name, histories=histories):
-      return np.mean([history[name] for history in histories], axis=0)
-
-    steps = np.arange(1, len(mean('deviation')) + 1)
-    window = min(window, len(steps))
-    style = {**_style(i), 'label': label, 'linewidth': 2}
-    style |= {'markevery': max(1, len(steps) // 8), 'markersize': 5}
-    left.plot(steps, mean('deviation'), **style)
-    if 'decayed' in histories[0]:
-      kernel = np.ones(window) / window
-      share = np.convolve(100 * mean('decayed'), kernel, mode='valid')
-      right.plot(steps[window - 1 :], share, **style)
-  left.set_ylabel('distance to the pretrained weights |θ-θ₀|')
-  right.set_ylabel(f'layers decayed [%], mean of the last {window} steps')
-  for axes in (left, right):
-    axes.set_xlabel('step')
-    axes.set_ylim(bottom=0)
-    axes.grid(alpha=0.3)
-  handles, labels = left.get_legend_handles_labels()
-  figure.legend(handles, labels, loc='outside right center')
-  figure.suptitle(title)
-  figure.savefig(path, dpi=100)
-
-
 # What a table needs of a row.
 _OF_ROWS = {
   'title',
@@ -346,7 +304,7 @@ _OF_ROWS = {
 
 
 def read_studies(paths):
-  """The rows of files, `{title: rows}`.
+  """The rows of files, `{title: rows}`, with the `folder` of their file.
 
   Raises:
     OSError, ValueError: as `read_jsonl`; and of rows that are no study's, or
@@ -362,7 +320,7 @@ def read_studies(paths):
           'of compare or main.'
         )
       rows = studies.setdefault(row['title'], [])
-      rows.append(row)
+      rows.append({'folder': str(pathlib.Path(path).parent), **row})
       if _shown(row) != _shown(rows[0]):
         raise ValueError(
           f'{path}, line {number} has other sets, metrics or means than the '
@@ -376,19 +334,49 @@ def _shown(row):
   return sets, row['means']
 
 
-def main(paths):
-  """Prints the tables of files of rows."""
-  if paths == ['--help']:
+def main(arguments):
+  """Prints the tables of files of rows, and writes their page."""
+  from experiments import evidence, page  # which need this module
+
+  options, paths = {'--reference': '', '--output': ''}, []
+  if arguments == ['--help']:
     print(__doc__)
     return
-  if not paths or paths[0].startswith('-'):
+  for argument in arguments:
+    key, is_set, value = argument.partition('=')
+    if key in options and is_set:
+      options[key] = value
+    else:
+      paths.append(argument)
+  if not paths or any(path.startswith('-') for path in paths):
     sys.exit('report: python -m experiments.report ROWS.jsonl ...; see --help.')
+  reference, output = options.values()
   try:
     studies = read_studies(paths)
+    for title, rows in studies.items():
+      known = list(dict.fromkeys(map(evidence.family, rows)))
+      if reference and reference not in known:
+        raise ValueError(
+          f'--reference={reference} is no method of {title!r}; name one of '
+          f'{", ".join(known)}.'
+        )
+    if output and len(studies) > 1:
+      raise ValueError(
+        f'--output={output} is of one study, the files have {len(studies)}: '
+        f'{"; ".join(studies)}; give the files of one.'
+      )
+    for title, rows in studies.items():
+      means = rows[0]['means']
+      print(f'{title}\n\n{table(rows, means)}\n')
+      tables = evidence.readings(rows, means, reference or evidence.REFERENCE)
+      for name, one in tables.items():
+        print(f'{name}\n\n{markdown(one)}\n')
+    if output:
+      pathlib.Path(output).mkdir(parents=True, exist_ok=True)
+      files = page.write(output, rows, reference or evidence.REFERENCE)
+      print(f'{output}/: {", ".join(files)}')
   except (OSError, ValueError) as error:
     sys.exit(f'report: {error}')
-  for title, rows in studies.items():
-    print(f'{title}\n\n{table(rows, rows[0]["means"])}\n')
 
 
 if __name__ == '__main__':

@@ -10,7 +10,9 @@ from flax import nnx
 from experiments import (
   averages,
   checkpoint,
+  examples,
   files,
+  log,
   optimizers,
   report,
   study,
@@ -117,8 +119,9 @@ def average(config, tuning, name, run):
 def row(config, tuning, name, seed, run):
   """What a table has of a `train.Run`: see `compare.run`.
 
-  Of LoRA it has the `models.lora.factors` too. Where the kind of the study has
-  a `draw`, its picture is written on the way.
+  Of LoRA it has the `models.lora.factors` too. On the way are written what the
+  run makes of the `examples` and, where the kind of the study has a `draw`, its
+  picture.
   """
   if draw := getattr(study.kind(config), 'draw', None):
     figure = draw(config, tuning, run.params)
@@ -129,16 +132,36 @@ def row(config, tuning, name, seed, run):
       figure.suptitle(f'{config.title}\n{label}, seed {seed}')
       figure.savefig(pictures / f'{name}_{seed}.png', dpi=100)
   factors = _factors(tuning.pretrained, run.params)
+  kept = examples.Kept()
+  described = tuning.describe(run, kept)
+  if jax.process_index() == 0:
+    kept.write(examples.path(config.output_dir, name, seed))
   return {
     'method': name,
     'label': report.label(config.methods[name]),
     'seed': seed,
-    **tuning.describe(run),
+    **described,
     **{key: float(value) for key, value in factors.items()},
   }
 
 
 _factors = jax.jit(lora.factors)
+
+
+def write_layers(config, tuning, name, seed, gathered):
+  """Writes what SPD did in each layer of a run, where it has SPD.
+
+  Args:
+    config: the study.
+    tuning: that the run was of.
+    name: key of `config.methods`.
+    seed: of the run.
+    gathered: a `log.LayerLog` of its steps.
+  """
+  method, _ = optimizers.from_config(config, config.methods[name])
+  layers = gathered.layers(method.layer_names(tuning.pretrained))
+  if layers and jax.process_index() == 0:
+    layers.write(log.Layers.path(config.output_dir, name, seed))
 
 
 def provenance(config, title):

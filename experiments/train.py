@@ -272,8 +272,8 @@ class FineTuning:
   interpolate: Callable[..., Any] = averages.wise_ft
   scale: float = 1.0
 
-  def evaluate(self, params, sets):
-    """`{name: metrics}` of `{name: EvalSet}`."""
+  def evaluate(self, params, sets, keep=None):
+    """`{name: metrics}` of `{name: EvalSet}`; `keep` as there."""
 
     def outputs(task, batch):
       return _outputs(self.graphdef, task, params, self.frozen, batch)
@@ -284,19 +284,24 @@ class FineTuning:
       sets,
       self.config.eval_batch_size,
       self.layout,
+      keep,
     )
 
   def deviation(self, params):
     """|theta - theta_0| over all that is trained; that of LoRA is |B A|."""
     return float(_deviation(self.pretrained, params, self.scale))
 
-  def describe(self, run):
+  def describe(self, run, keep=None):
     """What a row says of a `Run`: its metrics on every set, and its history.
 
     Of SPD: the shares of the decisions that selected and that decayed a layer,
     the mean of lambda r_t where it was selected, the length that layers were
     taken back by as a share of the path, and whether SPD `acted`: it decayed in
     1 % of the decisions or more.
+
+    Args:
+      run: a `Run`.
+      keep: as `evaluate.evaluate` takes it.
     """
     shares = {
       key: _mean(run.history, key, weights)
@@ -310,7 +315,7 @@ class FineTuning:
     decayed = shares['decayed']
     shares['acted'] = None if decayed is None else decayed >= _ACTS
     return {
-      'metrics': self.evaluate(run.params, self.sets),
+      'metrics': self.evaluate(run.params, self.sets, keep),
       'deviation': self.deviation(run.params),
       **shares,
       'step': run.step,

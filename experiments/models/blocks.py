@@ -6,6 +6,7 @@ by the paths of the parameters alone, whatever the model. Its blocks are one
 stack: indices count through.
 """
 
+import re
 from collections.abc import Mapping
 
 import jax
@@ -13,6 +14,8 @@ import numpy as np
 
 # Names of what follows the blocks.
 _ABOVE = {'norm', 'projection', 'unembed', 'head'}
+# blocks/3/... or, stacked, blocks/...[3].
+_IN_BLOCK = re.compile(r'(?:^|/)blocks/(?:(\d+)(?:/|$)|.*\[(\d+))')
 
 
 def layer_axes(params):
@@ -149,3 +152,18 @@ def _block(names):
 
 def _names(path):
   return [jax.tree_util.keystr((key,), simple=True) for key in path]
+
+
+def part(name):
+  """Where a layer of `optax_spd.layer_names` lies.
+
+  Returns:
+    A number to sort by, from the input on, and 'input', 'block 3' or 'output'.
+  """
+  match = _IN_BLOCK.search(name)
+  if match:
+    block = int(match[1] or match[2])
+    return block, f'block {block}'
+  if _ABOVE.intersection(re.split(r'[/\[]', name)):
+    return np.inf, 'output'
+  return -1, 'input'

@@ -1,6 +1,7 @@
 """Questions about images: the loss, the answers, and how they are scored."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -29,6 +30,11 @@ class AnsweredSet(evaluate.EvalSet):
 
   decode: Callable[[Any], str] | None = None
   held_out: frozenset[str] = frozenset()
+
+  @property
+  def groups(self):
+    """See `evaluate.EvalSet`: questions of one group, else of one image."""
+    return [question.group or question.picture for question in self.info]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,11 +152,15 @@ class VQA:
     return ids[: ids.index(self.end)] if self.end in ids else ids
 
 
+# Draws of the examples ask for the same again and again.
+_accuracy = functools.lru_cache(1 << 16)(answers.accuracy)
+
+
 def accuracies(predictions, asked):
   """[N], `answers.accuracy` of N strings to N questions."""
   return np.array(
     [
-      answers.accuracy(said, question.answers)
+      _accuracy(said, question.answers)
       for said, question in zip(predictions, asked, strict=True)
     ]
   )

@@ -6,13 +6,15 @@ import sys
 import types
 
 import jax
+import numpy as np
 import pytest
 
-from experiments import compare
+from experiments import compare, log
 from experiments.configs import elpv
 from tests.experiments import tiny_study
 
 FILES = {'table.md', 'rows.jsonl', 'results.json', 'plane.png', 'steps.png'}
+FILES |= {'outputs', 'layers', 'distance.png', 'report.html'}
 
 
 @pytest.mark.parametrize('full', [False, True])
@@ -42,7 +44,13 @@ def test_the_study_end_to_end(tmp_path, capsys, full):
   assert ('a demonstration, not evidence' in printed) == full
   folder = tmp_path / 'new' / 'folder'
   assert (folder / 'table.md').read_text().strip() in printed
-  assert {p.name for p in folder.iterdir()} == FILES
+  expected = FILES | {f'layers_{m}.png' for m in config.methods if 'spd' in m}
+  if num_seeds > 1:
+    expected |= {'comparisons.md'}
+  assert {p.name for p in folder.iterdir()} == expected
+  last = printed.splitlines()[-1]
+  assert last.startswith(f'{folder}/: table.md, rows.jsonl, results.json, ')
+  assert last.endswith(', report.html')
   results = json.loads((folder / 'results.json').read_text())
   assert results['config']['num_steps'] == 6
   assert results['config']['first_block'] == (0 if full else 10)
@@ -55,6 +63,15 @@ def test_the_study_end_to_end(tmp_path, capsys, full):
   for line, row in zip(map(json.loads, lines), results['rows'], strict=True):
     assert line.items() >= {k: row[k] for k in row if k != 'history'}.items()
     assert {'commit', 'device', 'command', 'versions', 'means'} <= line.keys()
+  # What SPD did in each layer is what its history says of all of them.
+  layers = log.Layers.read(log.Layers.path(folder, 'spd_1', 0))
+  of_all = rows['spd_1', 0]['history']
+  assert layers.deviation.shape == (6, len(layers.names))
+  np.testing.assert_allclose(layers.selected.mean(1), of_all['selected'])
+  np.testing.assert_allclose(layers.decayed.mean(1), of_all['decayed'])
+  norms = np.sqrt(np.sum(layers.deviation.astype(float) ** 2, 1))
+  np.testing.assert_allclose(norms, of_all['deviation'], rtol=1e-3)
+  assert 'head/kernel' in layers.names
   for seed in range(num_seeds):
     adamw, spd = rows['adamw', seed], rows['spd_1', seed]
     assert spd['decayed'] > 0.05

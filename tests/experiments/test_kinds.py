@@ -10,6 +10,7 @@ from experiments import (
   benchmark,
   cli,
   compare,
+  examples,
   export,
   main,
   optimizers,
@@ -113,6 +114,11 @@ def test_a_study_and_its_runs_have_the_same_rows(config, capsys):
   compare.run(config, study.load(config, sources, cli.progress), saved)
   table = {row['method']: row for row in saved.rows}
   assert set(table) == set(config.methods)
+  drawn = {
+    row['method']: examples.read_draws(config.output_dir, row)
+    for row in saved.rows
+  }
+  assert set(drawn['zero_shot']) == set(config.eval_sets)
   rows = []
   for name in ('zero_shot', 'adamw', 'lora', 'lora_after'):
     rows += main.run(config, name, 0)
@@ -124,6 +130,16 @@ def test_a_study_and_its_runs_have_the_same_rows(config, capsys):
     for key in ('metrics', 'step', 'label', 'selected'):
       assert row[key] == theirs[key], (row['method'], key)
     assert row['deviation'] == pytest.approx(theirs['deviation'], rel=1e-6)
+    again = examples.read_draws(config.output_dir, row)
+    for name, metrics in again.items():
+      for metric, values in metrics.items():
+        assert values.shape == (examples.DRAWS,)
+        np.testing.assert_array_equal(
+          values, drawn[row['method']][name][metric]
+        )
+        # Some metrics of draws are biased a little.
+        score = row['metrics'][name][metric]
+        assert abs(np.nanmean(values) - score) < np.nanstd(values) + 0.05
   # Of the product of the factors, which is not linear in them.
   wise, whole = table['lora_wise_ft'], table['lora']
   assert wise['deviation'] == pytest.approx(whole['deviation'] / 4, rel=0.2)

@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from experiments import report
 
@@ -80,18 +79,6 @@ def test_the_mean_of_several_sets():
     'mean balanced acc': '0.200',
     '‖θ-θ₀‖': '0.250',
   }
-
-
-@pytest.mark.parametrize(
-  ('make', 'means'), [(rows, {}), (several, {'mean': ('a', 'b')})]
-)
-def test_pictures(tmp_path, make, means):
-  report.plot_plane(make(), means, tmp_path / 'plane.png', 'title')
-  report.plot_steps(make(), tmp_path / 'steps.png', 'title')
-  for name in ('plane.png', 'steps.png'):
-    with Image.open(tmp_path / name) as image:
-      assert image.width == 960
-      assert len(image.getcolors(1 << 20)) > 50
 
 
 def test_json_is_written_whole_or_not_at_all(tmp_path):

@@ -141,3 +141,15 @@ def test_stack_and_unstack():
   again = blocks.unstack(found)
   assert jax.tree.structure(again) == jax.tree.structure(listed)
   jax.tree.map(np.testing.assert_array_equal, again, listed)
+
+
+def test_parts_of_layer_names():
+  names = {
+    'embed/kernel': (-1, 'input'),
+    'backbone/blocks/11/attn/query/kernel': (11, 'block 11'),
+    'blocks/attn/query/kernel[3]': (3, 'block 3'),
+    'backbone/blocks/2': (2, 'block 2'),
+    'backbone/norm/scale': (np.inf, 'output'),
+    'head/kernel[2]': (np.inf, 'output'),
+  }
+  assert {name: blocks.part(name) for name in names} == names

@@ -1,0 +1,110 @@
+"""What a run made of every example, kept for the statistics of its study.
+
+outputs/METHOD_SEED.npz has, of each set but 'val', 'SET/outputs/NAME': what the
+task's metrics are a function of, a row an example; and 'SET/draws/METRIC' [R]:
+the metrics of R draws of as many examples, with replacement. Draw r is of the
+same examples in every run of a study.
+"""
+
+import dataclasses
+import os
+import pathlib
+import warnings
+import zlib
+
+import jax
+import numpy as np
+
+DRAWS = 200  # R
+# Bytes of what is kept of an output: ImageNet's logits are too many.
+_LARGEST = 1 << 25
+
+
+def path(folder, name, seed):
+  """The file of a run, in the folder of its rows."""
+  return pathlib.Path(folder, 'outputs', f'{name}_{seed}.npz')
+
+
+class Kept:
+  """A `keep` of `evaluate.evaluate`: what is to be written of a run."""
+
+  def __init__(self):
+    self._arrays = {}
+
+  def __call__(self, name, task, outputs, eval_set):
+    """Takes a set; the first process of several alone."""
+    if name == 'val' or jax.process_index() > 0:
+      return
+    for key, leaf in jax.tree_util.tree_leaves_with_path(outputs):
+      if leaf.nbytes <= _LARGEST:
+        key = jax.tree_util.keystr(key, simple=True, separator='.')
+        self._arrays[f'{name}/outputs/{key}'] = leaf
+    for metric, values in draws(name, task, outputs, eval_set).items():
+      self._arrays[f'{name}/draws/{metric}'] = values
+
+  def write(self, file):
+    """Writes them whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix('.partial')
+    with open(partial, 'wb') as opened:
+      np.savez_compressed(opened, **self._arrays)
+    os.replace(partial, file)
+
+
+def draws(name, task, outputs, eval_set, number=DRAWS):
+  """Metrics of draws of a set's examples, with replacement.
+
+  Args:
+    name: of the set; those of a study are drawn independently.
+    task: with `metrics(outputs, eval_set)`.
+    outputs: of every example, a tree of [N, ...].
+    eval_set: an `evaluate.EvalSet`; its `groups`, where it has them, are drawn.
+    number: of the draws, R.
+
+  Returns:
+    `{metric: [R]}`; NaN where a metric is not defined of a draw.
+  """
+  total = len(jax.tree.leaves(outputs)[0])
+  groups = np.arange(total) if eval_set.groups is None else eval_set.groups
+  _, groups, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+  members = np.split(np.argsort(groups, kind='stable'), np.cumsum(sizes)[:-1])
+  rng = np.random.default_rng(zlib.crc32(name.encode()))
+  found = []
+  with warnings.catch_warnings():
+    warnings.simplefilter('ignore')  # of a draw that has one class only
+    for _ in range(number):
+      drawn = rng.integers(len(members), size=len(members))
+      rows = np.concatenate([members[i] for i in drawn])
+      own = eval_set
+      if own.info is not None:
+        own = dataclasses.replace(own, info=[own.info[i] for i in rows])
+      found.append(
+        task.metrics(jax.tree.map(lambda leaf, i=rows: leaf[i], outputs), own)
+      )
+  names = dict.fromkeys(name for metrics in found for name in metrics)
+  return {
+    name: np.array([metrics.get(name, np.nan) for metrics in found])
+    for name in names
+  }
+
+
+def read_draws(folder, row):
+  """The draws of a row, `{set: {metric: [R]}}`; {} where none were kept.
+
+  Args:
+    folder: of the file of rows.
+    row: of a study.
+  """
+  name, seed = row['method'], row['seed']
+  # Rows of `main` lie in a folder of their own.
+  files = [path(f, name, seed) for f in (folder, pathlib.Path(folder).parent)]
+  file = next((file for file in files if file.exists()), None)
+  if file is None:
+    return {}
+  found = {}
+  with np.load(file) as arrays:
+    for key in arrays.files:
+      name, _, rest = key.partition('/draws/')
+      if rest:
+        found.setdefault(name, {})[rest] = arrays[key]
+  return found
