@@ -146,7 +146,7 @@ def _plot_points(rows, x, y, labels, path, title):
     points = np.array([(x(row), y(row)) for row in group_rows])
     style = _style(i)
     if len(points) > 1:
-      axes.scatter(*points.T, s=30, alpha=0.3, linewidths=0, **style)
+      axes.scatter(*points.T, s=45, alpha=0.45, linewidths=0, **style)
     middle = points.mean(0)
     axes.scatter(*middle, s=130, label=label, zorder=3, **style)
     if best is None or middle[1] > best[2]:

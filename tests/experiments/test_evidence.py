@@ -217,16 +217,19 @@ def test_the_readings_of_a_sweep_and_of_another_study():
   found = evidence.readings(study(), MEANS, 'adamw')
   assert list(found) == [
     'Settings chosen on ID validation',
-    'Settings chosen on ID validation: comparisons',
+    'Settings chosen on ID validation. Compared with ADAMW',
     'Strongest pull within one standard error on ID validation',
-    'Strongest pull within one standard error on ID validation: comparisons',
+    'Strongest pull within one standard error on ID validation. Compared with '
+    'ADAMW',
     'Controls',
-    'Controls: comparisons',
+    'Controls. Compared with ADAMW',
     'At the same ID score',
   ]
   first = named(found['Settings chosen on ID validation'])
   assert set(first) == {'ADAMW', 'SPD', 'PROBE'}
   plain = paired('adamw', [0.0, 0.0]) + paired('spd', [0.1, 0.2])
-  assert list(evidence.readings(plain, MEANS, 'adamw')) == ['Comparisons']
+  assert list(evidence.readings(plain, MEANS, 'adamw')) == [
+    'Compared with adamw'
+  ]
   for part in (plain[:2], plain[::2]):  # one method, and one seed
     assert evidence.readings(part, MEANS, 'adamw') == {}

@@ -101,7 +101,7 @@ def test_a_study_in_full(tmp_path):
   assert found.texts['h2'] == [
     'What was run',
     'Results',
-    'Comparisons',
+    'Compared with adamw',
     'Figures',
     'Examples',
     'Words',
@@ -121,7 +121,7 @@ def test_a_study_in_full(tmp_path):
   table = report.lines(rows, test_evidence.MEANS)
   assert cells[: 3 * len(table[0])] == [c for line in table[1:] for c in line]
   comparisons = (tmp_path / 'comparisons.md').read_text()
-  assert comparisons.startswith('## Comparisons\n\n| method')
+  assert comparisons.startswith('## Compared with adamw\n\n| method')
   assert 'no difference shown' in cells
   assert 'color-scheme: light dark' in found.texts['style'][0]
 
