@@ -22,6 +22,8 @@ _ALPHA = 0.05
 # Settings that say how far a method goes from theta_0: what is larger, is
 # nearer (1) or farther (-1).
 _PULLS = {'spd': 1, 'alpha': -1, 'weight_decay': 1, 'learning_rate': -1}
+# What labels end with: ' 0.3, lr 1e-05, decay 0 (1 SE)'.
+_SETTINGS = re.compile(r'( [\d.e-]+)?(, (lr|decay) [\d.e-]+)*( \(1 SE\))?$')
 SYMBOLS = {
   'spd': 'λ',
   'alpha': 'alpha',
@@ -192,7 +194,7 @@ def lines(rows):
   found = []
   for name, own in families.items():
     key = _moving(own)
-    label = re.sub(r'\s[\d.e-]+$', '', own[0]['label'])
+    label = _SETTINGS.sub('', own[0]['label'])
     others = {}
     for row in own:
       rest = {k: v for k, v in row['settings'].items() if k != key}

@@ -113,6 +113,9 @@ def test_the_interval_is_of_the_examples_that_were_kept(tmp_path):
 
 def swept(method, name, settings, points, reading, phase='tuning'):
   id_score, ood, deviation = points
+  label = name.upper() + (f' {settings["spd"]:g}' if 'spd' in settings else '')
+  if settings:
+    label += f', lr {settings["learning_rate"]:g}'
   return [
     row(
       method,
@@ -120,7 +123,7 @@ def swept(method, name, settings, points, reading, phase='tuning'):
       id_score + 0.01 * seed,
       ood,
       family=name,
-      label=name.upper() + (f' {settings["spd"]}' if 'spd' in settings else ''),
+      label=label,
       settings=settings,
       phase=phase,
       deviation=deviation,
@@ -217,16 +220,16 @@ def test_the_readings_of_a_sweep_and_of_another_study():
   found = evidence.readings(study(), MEANS, 'adamw')
   assert list(found) == [
     'Settings chosen on ID validation',
-    'Settings chosen on ID validation. Compared with ADAMW',
+    'Settings chosen on ID validation. Compared with ADAMW, lr 0.0001',
     'Strongest pull within one standard error on ID validation',
     'Strongest pull within one standard error on ID validation. Compared with '
-    'ADAMW',
+    'ADAMW, lr 0.0001',
     'Controls',
-    'Controls. Compared with ADAMW',
+    'Controls. Compared with ADAMW, lr 0.0001',
     'At the same ID score',
   ]
   first = named(found['Settings chosen on ID validation'])
-  assert set(first) == {'ADAMW', 'SPD', 'PROBE'}
+  assert set(first) == {'ADAMW, lr 0.0001', 'SPD, lr 0.0001', 'PROBE'}
   plain = paired('adamw', [0.0, 0.0]) + paired('spd', [0.1, 0.2])
   assert list(evidence.readings(plain, MEANS, 'adamw')) == [
     'Compared with adamw'
