@@ -22,6 +22,8 @@ _ALPHA = 0.05
 # Settings that say how far a method goes from theta_0: what is larger, is
 # nearer (1) or farther (-1).
 _PULLS = {'spd': 1, 'alpha': -1, 'weight_decay': 1, 'learning_rate': -1}
+# What labels end with: ' 0.3, lr 1e-05, decay 0 (1 SE)'.
+_SETTINGS = re.compile(r'( [\d.e-]+)?(, (lr|decay) [\d.e-]+)*( \(1 SE\))?$')
 SYMBOLS = {
   'spd': 'λ',
   'alpha': 'alpha',
@@ -123,23 +125,22 @@ def comparisons(rows, means, reference):
     share two seeds.
   """
   groups = {group[0]['method']: group for group in report.group(rows)}
-  own = [g for g in groups.values() if family(g[0]) == reference]
   kinds = [score for score in report.scores(rows, means) if score]
   found = {score: compare(rows, reference, score) for score in kinds}
   if not any(one.n > 1 for one in found[kinds[0]].values()):
     return []
-  lines = [['method', f'seeds shared with {own[0][0]["label"]}']]
+  lines = [['method', f'{kinds[-1].title} is', 'seeds']]
   for score in kinds:
     lines[0] += [f'Δ {score.title}', '95 % interval', 'p', 'detectable']
-  lines[0].append(f'{kinds[-1].title} is')
   for name in found[kinds[0]]:
     last = found[kinds[-1]][name]
-    line = [groups[name][0]['label'], str(last.n)]
+    said = verdict(groups[name], last)
+    line = [groups[name][0]['label'], said, str(last.n)]
     for score in kinds:
       one = found[score][name]
       line += [f'{one.mean:+.3f}', _interval(one), _p(one.p)]
       line.append(_number(one.detectable))
-    lines.append([*line, verdict(groups[name], last)])
+    lines.append(line)
   return lines
 
 
@@ -193,7 +194,7 @@ def lines(rows):
   found = []
   for name, own in families.items():
     key = _moving(own)
-    label = re.sub(r'\s[\d.e-]+$', '', own[0]['label'])
+    label = _SETTINGS.sub('', own[0]['label'])
     others = {}
     for row in own:
       rest = {k: v for k, v in row['settings'].items() if k != key}
@@ -305,24 +306,26 @@ def readings(rows, means, reference):
   study, its comparisons.
   """
   found = {}
+  own = [r for r in of_reading(rows, 'id') if family(r) == reference]
+  compared = f'Compared with {own[0]["label"]}' if own else ''
+
+  def add(title, rows):
+    if title:
+      found[title] = report.lines(rows, means, in_short(rows, means))
+      title += '. '
+    found[title + compared] = comparisons(rows, means, reference)
+
   if any(row.get('reading') for row in rows):
-    for reading, title in (
-      ('id', 'Settings chosen on ID validation'),
-      ('one_se', 'Strongest pull within one standard error on ID validation'),
-    ):
-      own = of_reading(rows, reading)
-      found[title] = report.lines(own, means, in_short(own, means))
-      found[f'{title}: comparisons'] = comparisons(own, means, reference)
-  else:
-    own = of_reading(rows, 'id')
-    found['Comparisons'] = comparisons(own, means, reference) if own else []
+    add('Settings chosen on ID validation', of_reading(rows, 'id'))
+    add(
+      'Strongest pull within one standard error on ID validation',
+      of_reading(rows, 'one_se'),
+    )
+  elif own:
+    add('', of_reading(rows, 'id'))
   controls = [row for row in rows if row.get('phase') == 'control']
   if controls:
-    own = [
-      row for row in of_reading(rows, 'id') if family(row) == reference
-    ] + controls
-    found['Controls'] = report.lines(own, means, in_short(own, means))
-    found['Controls: comparisons'] = comparisons(own, means, reference)
+    add('Controls', own + controls)
   if swept := sweep(rows):
     found['At the same ID score'] = matched(swept, means, reference)
   return {title: table for title, table in found.items() if table}

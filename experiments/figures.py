@@ -146,7 +146,7 @@ def _plot_points(rows, x, y, labels, path, title):
     points = np.array([(x(row), y(row)) for row in group_rows])
     style = _style(i)
     if len(points) > 1:
-      axes.scatter(*points.T, s=30, alpha=0.3, linewidths=0, **style)
+      axes.scatter(*points.T, s=45, alpha=0.45, linewidths=0, **style)
     middle = points.mean(0)
     axes.scatter(*middle, s=130, label=label, zorder=3, **style)
     if best is None or middle[1] > best[2]:
@@ -172,14 +172,19 @@ def plot_steps(rows, path, title, window=10):
   Returns:
     What is below it; None where nothing was trained.
   """
-  drawn = []
-  figure = empty_figure(9.6, 4.6)
-  left, right = figure.subplots(1, 2)
+  trained = {}
   for i, group_rows in enumerate(report.group(rows)):
-    label = group_rows[0]['label']
     histories = [row['history'] for row in group_rows if row.get('history')]
-    if not histories:
-      continue
+    if histories:
+      trained[i] = group_rows[0]['label'], histories
+  if not trained:
+    return None
+  has_spd = any('decayed' in found[0] for _, found in trained.values())
+  lines = -(-len(trained) // 3)
+  figure = empty_figure(9.6, 4.6 + 0.3 * lines)
+  left, *right = figure.subplots(1, 1 + has_spd, squeeze=False)[0]
+  ends = []
+  for i, (label, histories) in trained.items():
     # A run that was stopped sooner ends there.
     number = min(len(history['deviation']) for history in histories)
 
@@ -191,34 +196,34 @@ def plot_steps(rows, path, title, window=10):
     style = {**_style(i), 'label': label, 'linewidth': 2}
     style |= {'markevery': max(1, number // 8), 'markersize': 6}
     left.plot(steps, mean('deviation'), **style)
-    drawn.append((label, mean('deviation')[-1]))
+    ends.append((mean('deviation')[-1], label))
     if 'decayed' in histories[0]:
       kernel = np.ones(width) / width
       share = np.convolve(100 * mean('decayed'), kernel, mode='valid')
-      right.plot(steps[width - 1 :], share, **style)
-  if not drawn:
-    return None
+      right[0].plot(steps[width - 1 :], share, **style)
   left.set_ylabel(_DISTANCE)
-  right.set_ylabel(f'layers decayed [%], over {window} steps')
-  for axes in (left, right):
+  for axes in right:
+    axes.set_ylabel(f'layers decayed [%], over {window} steps')
+  for axes in (left, *right):
     axes.set_xlabel('step')
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
-  handles, labels = left.get_legend_handles_labels()
   below = {'loc': 'outside lower center', 'ncols': 3}
-  figure.legend(handles, labels, **below)
-  lines = -(-len(labels) // 3)
-  figure.set_size_inches(9.6, 4.6 + 0.3 * lines)
+  figure.legend(*left.get_legend_handles_labels(), **below)
   figure.suptitle(title, wrap=True)
   figure.savefig(path, dpi=100)
-  ends = sorted(drawn, key=lambda one: one[1])
-  return (
-    'Left: how far the weights are from the pretrained ones after each step, '
-    f'{_of_seeds(rows)}; at the end from {ends[0][1]:.2f} of '
-    f'{ends[0][0]} to {ends[-1][1]:.2f} of {ends[-1][0]}. Right: the share of '
-    f'layers that SPD pulled back, a mean of the last {window} steps; methods '
-    'without SPD have no line.'
+  (near, nearest), (far, farthest) = min(ends), max(ends)
+  text = (
+    'How far the weights are from the pretrained ones after each step, '
+    f'{_of_seeds(rows)}; at the end from {near:.2f} of {nearest} to {far:.2f} '
+    f'of {farthest}.'
   )
+  if has_spd:
+    text = f'Left: {text[0].lower()}{text[1:]} Right: ' + (
+      'the share of layers that SPD pulled back, a mean of the last '
+      f'{window} steps; methods without SPD have no line.'
+    )
+  return text
 
 
 @_legible

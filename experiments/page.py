@@ -50,8 +50,9 @@ th:first-child, td:first-child { text-align: left }
 figure { margin: 1.5rem 0 }
 img { max-width: 100%; height: auto; background: #fff }
 figcaption { max-width: 46rem; margin-top: .4rem }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .3rem 1.25rem }
 dt { font-weight: 600 }
-dd { margin: 0 0 .5rem 1.5rem; overflow-wrap: anywhere }
+dd { margin: 0; max-width: 46rem; overflow-wrap: anywhere }
 """
 
 

@@ -33,16 +33,17 @@ class Difference(NamedTuple):
 def paired(differences, draws=None):
   """The mean difference of two methods, paired by seed.
 
-  The interval is that of the percentile bootstrap over the seeds. Where there
-  are draws of the examples, each resample of the seeds takes one of them too:
-  all seeds are scored on the same examples, whose noise more seeds do not take
-  away. With q the percentiles of the resampled means m*, and z those of the
-  normal distribution, the interval is
+  The interval is that of the percentile bootstrap. With d the differences, a
+  draw of the seeds s, and a draw of the examples on which the differences are
+  e, it has the percentiles of
 
-    m + k (q - m),  k = sqrt(n / (n - 1)) t_{n-1} / z.
+    mean(d) + k (mean(d_s) - mean(d)) + mean(e_s - d_s),
+    k = sqrt(n / (n - 1)) t_{n-1} / z,
 
-  Without k it is too narrow, and holds the mean of three normal differences
-  three times out of four; with k it is about Student's.
+  t and z being the percentiles of Student's and of the normal distribution.
+  All seeds are scored on the same examples, whose noise more seeds do not take
+  away. Without k the interval is too narrow, and holds the mean of three normal
+  differences three times out of four; with k it is about Student's.
 
   Args:
     differences: [n], one a seed.
@@ -70,15 +71,14 @@ def paired(differences, draws=None):
     p = stats.ttest_1samp(differences, 0).pvalue
   rng = np.random.default_rng(0)
   seeds = rng.integers(n, size=(_RESAMPLES, n))
-  if draws is None:
-    means = differences[seeds].mean(1)
-  else:
-    draw = rng.integers(len(draws), size=(_RESAMPLES, 1))
-    means = np.asarray(draws)[draw, seeds].mean(1)
+  drawn = differences[seeds].mean(1)
   k = np.sqrt(n / (n - 1)) * t / stats.norm.ppf((1 + LEVEL) / 2)
-  quantiles = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-  low, high = (float(x) for x in mean + k * (quantiles - mean))
-  return Difference(n, mean, low, high, float(p), float(detectable))
+  means = mean + k * (drawn - mean)
+  if draws is not None:
+    draw = rng.integers(len(draws), size=(_RESAMPLES, 1))
+    means += np.asarray(draws)[draw, seeds].mean(1) - drawn
+  low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+  return Difference(n, mean, *map(float, (low, high, p, detectable)))
 
 
 def holm(p_values):

@@ -104,16 +104,18 @@ def test_the_interval_is_of_the_examples_that_were_kept(tmp_path):
   rows = [{**one, 'folder': str(tmp_path)} for one in rows]
   wide = evidence.compare(rows, 'adamw', OOD)['l2sp']
   assert few.high - few.low < 0.01
-  # SD of the difference of two draws of a set, of the mean of two sets; times
-  # k of three seeds, 2.69.
+  # SD of the difference of two draws of a set, of the mean of two sets.
   spread = np.std(x - x[::-1]) / np.sqrt(40) / np.sqrt(2)
-  half = 2.69 * 1.96 * spread
+  half = 1.96 * spread
   assert (wide.high - wide.low) / 2 == pytest.approx(half, rel=0.25)
   assert wide.p == few.p
 
 
 def swept(method, name, settings, points, reading, phase='tuning'):
   id_score, ood, deviation = points
+  label = name.upper() + (f' {settings["spd"]:g}' if 'spd' in settings else '')
+  if settings:
+    label += f', lr {settings["learning_rate"]:g}'
   return [
     row(
       method,
@@ -121,7 +123,7 @@ def swept(method, name, settings, points, reading, phase='tuning'):
       id_score + 0.01 * seed,
       ood,
       family=name,
-      label=name.upper() + (f' {settings["spd"]}' if 'spd' in settings else ''),
+      label=label,
       settings=settings,
       phase=phase,
       deviation=deviation,
@@ -218,16 +220,19 @@ def test_the_readings_of_a_sweep_and_of_another_study():
   found = evidence.readings(study(), MEANS, 'adamw')
   assert list(found) == [
     'Settings chosen on ID validation',
-    'Settings chosen on ID validation: comparisons',
+    'Settings chosen on ID validation. Compared with ADAMW, lr 0.0001',
     'Strongest pull within one standard error on ID validation',
-    'Strongest pull within one standard error on ID validation: comparisons',
+    'Strongest pull within one standard error on ID validation. Compared with '
+    'ADAMW, lr 0.0001',
     'Controls',
-    'Controls: comparisons',
+    'Controls. Compared with ADAMW, lr 0.0001',
     'At the same ID score',
   ]
   first = named(found['Settings chosen on ID validation'])
-  assert set(first) == {'ADAMW', 'SPD', 'PROBE'}
+  assert set(first) == {'ADAMW, lr 0.0001', 'SPD, lr 0.0001', 'PROBE'}
   plain = paired('adamw', [0.0, 0.0]) + paired('spd', [0.1, 0.2])
-  assert list(evidence.readings(plain, MEANS, 'adamw')) == ['Comparisons']
+  assert list(evidence.readings(plain, MEANS, 'adamw')) == [
+    'Compared with adamw'
+  ]
   for part in (plain[:2], plain[::2]):  # one method, and one seed
     assert evidence.readings(part, MEANS, 'adamw') == {}

@@ -64,6 +64,12 @@ def test_what_is_said_is_what_the_rows_say(tmp_path):
   assert '3 seeds' in text
   text = figures.plot_steps(several(), path, 'title')
   assert 'from 1.00 of spd to 2.00 of adamw' in text
+  assert 'Right: the share of layers that SPD' in text
+  for row in (rows := several()):
+    row['history'].pop('decayed', None)
+  text = figures.plot_steps(rows, path, 'title')
+  assert text.startswith('How far')
+  assert 'SPD' not in text
 
 
 def test_steps_of_a_study_that_trains_nothing(tmp_path):

@@ -87,6 +87,8 @@ def test_a_study_in_full(tmp_path):
     page.log.Layers.path(tmp_path, 'spd', 0)
   )
   rows = about(test_figures.several())
+  for row in rows[:3]:
+    row['label'] = '<i>probe</i> &amp;'
   names = page.write(tmp_path, rows)
   found = check(tmp_path, names)
   assert names == [
@@ -101,7 +103,7 @@ def test_a_study_in_full(tmp_path):
   assert found.texts['h2'] == [
     'What was run',
     'Results',
-    'Comparisons',
+    'Compared with adamw',
     'Figures',
     'Examples',
     'Words',
@@ -121,7 +123,7 @@ def test_a_study_in_full(tmp_path):
   table = report.lines(rows, test_evidence.MEANS)
   assert cells[: 3 * len(table[0])] == [c for line in table[1:] for c in line]
   comparisons = (tmp_path / 'comparisons.md').read_text()
-  assert comparisons.startswith('## Comparisons\n\n| method')
+  assert comparisons.startswith('## Compared with adamw\n\n| method')
   assert 'no difference shown' in cells
   assert 'color-scheme: light dark' in found.texts['style'][0]
 
@@ -148,7 +150,22 @@ def test_a_sweep(tmp_path):
     'report.html',
   ]
   assert 'At the same ID score' in found.texts['h2']
+  # What is final by the first reading, and no more, is in the first table.
+  lines = report.lines(
+    test_evidence.evidence.of_reading(rows, 'id'), test_evidence.MEANS
+  )
+  assert len(lines) == 4
+  cells = [cell for line in lines[1:] for cell in line]
+  assert found.texts['td'][: len(cells) + 1] == [*cells, lines[1][0]]
   assert 'not reached, 0.956 to 0.965' in found.texts['td']
+
+
+def test_a_sweep_that_has_not_come_to_its_end(tmp_path):
+  rows = [row for row in about(test_evidence.study()) if 'reading' not in row]
+  rows = [{**row, 'history': {}} for row in rows]
+  names = page.write(tmp_path, rows)
+  check(tmp_path, names)
+  assert {'comparisons.md', 'frontier.png', 'lambda.png'} <= set(names)
 
 
 def test_a_page_from_files_of_rows(tmp_path, capsys):
