@@ -84,17 +84,18 @@ def run(config, fine_tuning, saved):
   for plan in sweep.passes(config, saved.rows, num_val):
     for note in plan.notes:
       print(note)
-    saved.forget(but={*plan.keep, *plan.config.methods})
-    _run_pass(plan, fine_tuning, saved)
+    if todo := missing(plan, saved):
+      # What an earlier pass kept, the ones after this may need no more.
+      saved.forget(but={*plan.keep, *plan.config.methods})
+      _run_pass(plan, todo, fine_tuning, saved)
   saved.forget()
 
 
-def _run_pass(plan, fine_tuning, saved):
-  """The runs of a `sweep.Pass`."""
+def _run_pass(plan, todo, fine_tuning, saved):
+  """The runs of a `sweep.Pass` that are `missing`."""
   config, methods = plan.config, plan.config.methods
   for method in methods.values():
     runs.adapt(fine_tuning, method, 0)  # refuses one before others have run
-  todo = missing(plan, saved)
   needed = {(sweep.parent(methods[name]), seed) for name, seed in todo}
   steps = sum(
     plan.stops.get(name, config.num_steps)

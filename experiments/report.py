@@ -190,10 +190,13 @@ def provenance():
 
 
 def group(rows):
-  """The rows of each method, in order; those of a method differ by seed."""
+  """The rows of each method, in order; those of a method differ by seed.
+
+  What a method was tuned with is apart from its final rows.
+  """
   groups = {}
   for row in rows:
-    groups.setdefault(row['method'], []).append(row)
+    groups.setdefault((row['method'], row.get('phase')), []).append(row)
   return list(groups.values())
 
 

@@ -105,7 +105,7 @@ def _check_values(config, family, key):
     raise ValueError(
       f'config.{where} is {values!r}; it is a tuple of the numbers to run.'
     )
-  if len(set(values)) < len(values):
+  if len({f'{value:g}' for value in values}) < len(values):
     raise ValueError(f'config.{where} is {values}; name each value once.')
   method = config.methods[family]
   for keys, acts, why, _ in checks.METHOD_RULES:
@@ -215,14 +215,12 @@ def choose(settings, rows, num_val):
   ]
   if not within:
     return Choice(best, best)
-  # Of equals the first one, as everywhere: means that are one are made so.
   return Choice(
     best,
     max(
       within,
       key=lambda name: (
         strength(settings[name]),
-        name == best,
         round(means[name] / _TIE),
       ),
     ),

@@ -26,7 +26,8 @@ _SETS = ('train', 'val')
 _LATER = (
   *('train', 'val', 'eval_sets', 'means', 'methods', 'num_steps', 'num_epochs'),
   *('batch_size', 'accumulate', 'eval_every', 'learning_rate', 'repeats'),
-  *('warmup_learning_rate', 'min_learning_rate', 'ema'),
+  *('warmup_learning_rate', 'min_learning_rate', 'ema', 'sweep'),
+  'tuning_seeds',
 )
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import compare, resume, runs, study, sweep, train
+from experiments import compare, report, resume, runs, study, sweep, train
 from experiments.configs import base, evidence
 from tests.experiments import tiny_study
 
@@ -126,8 +126,14 @@ def config(tiny_clip, tmp_path):
       pixels = pixels.clip(0, 255).astype(np.uint8)
       Image.fromarray(pixels).save(tmp_path / 'noise' / name / f'{i}.png')
   config = tiny_study.get_config(str(tmp_path))
-  del config.methods['after']
-  config.methods.l2sp = base.method('L2-SP', optimizer='l2sp')
+  probe = {'optimizer': 'adamw', 'train': 'head'}
+  config.methods.update(
+    {
+      'l2sp': base.method('L2-SP', optimizer='l2sp'),
+      'probe': base.method('probe', **probe),
+      'lp_ft': base.method('LP-FT', optimizer='adamw', starts_from='probe'),
+    }
+  )
   config.update(
     output_dir=str(tmp_path / 'runs'),
     num_steps=6,
@@ -278,8 +284,8 @@ def test_a_study_is_tuned_chosen_and_controlled(
 ):
   programs = train.jit_step._cache_size()
   rows = finish(config)
-  # AdamW, SPD and L2-SP: one each, whatever the rate and the strength.
-  assert train.jit_step._cache_size() - programs <= 3
+  # AdamW, SPD, L2-SP, the probe: one each, whatever the rate and the strength.
+  assert train.jit_step._cache_size() - programs == 4
   everything = list(started)
   assert len(everything) == len(set(everything))
 
@@ -310,6 +316,11 @@ def test_a_study_is_tuned_chosen_and_controlled(
   for seed in (0, 1):
     (row,) = of(final, method='zero_shot', seed=seed)
     assert (row['reading'], row['settings']) == ([], {})
+    assert len(of(final, method='lp_ft', seed=seed)) == 1
+    # What starts from a family starts from its best setting.
+    (after,) = of(final, method='after', seed=seed)
+    (adamw,) = of(final, method=chosen['adamw'].best, seed=seed)
+    assert after['history']['loss'][0] < adamw['history']['loss'][0] - 0.05
   # SPD acted, and was told apart from what it was tuned among.
   assert all(row['decayed'] > 0 for row in of(final, family='spd_1'))
   assert (
@@ -367,7 +378,7 @@ def test_a_study_is_tuned_chosen_and_controlled(
   del started[:]
   lives = 0
   while True:
-    started.lives, lives = 7, lives + 1
+    started.lives, lives = 5, lives + 1
     try:
       again = finish(config)
       break
@@ -410,6 +421,12 @@ def test_more_final_seeds_go_on(config, started):
   rows = finish(config)
   assert rows[: len(first)] == first
   assert {seed for _, seed in started} == {1}
+
+
+def test_tables_tell_the_phases_apart():
+  phases = ('tuning', 'final', 'final')
+  rows = [{'method': 'a', 'phase': phase} for phase in phases]
+  assert [len(group) for group in report.group(rows)] == [1, 2]
 
 
 @pytest.mark.parametrize('arg', evidence.STUDIES)

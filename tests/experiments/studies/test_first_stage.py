@@ -171,6 +171,7 @@ def test_a_classifier_learns_its_head_and_then_the_upper_blocks(images):
   [
     ({'num_steps': 3, 'learning_rate': 0.1, 'batch_size': 8}, False),
     ({'title': 'x', 'num_seeds': 2, 'train.limit': 20}, False),
+    ({'tuning_seeds': 1, 'sweep': {'spd_1': {'spd': (1.0,)}}}, False),
     ({'first_stage.seed': 1}, True),
     ({'first_stage.num_steps': 2}, True),
     ({'first_stage.weight_decay': 0.1}, True),
