@@ -383,56 +383,65 @@ def _controls(config, rows, methods, chosen):
           [r['deviation'] for r in rows if _is_of(r, name, 'tuning')]
         )
     for name in dict.fromkeys(chosen[family]):
-      far = {
-        r['seed']: r['deviation'] for r in rows if _is_of(r, name, 'final')
-      }
-      rate = matched_rate(deviations, np.mean([*far.values()]))
-      of_best = {r['seed']: r for r in rows if _is_of(r, best, 'final')}
-      shared = {
-        'reading': _readings(chosen[family], name),
-        'matched_to': name,
-      }
+      of_spd, of_best = (
+        {r['seed']: r for r in rows if _is_of(r, which, 'final')}
+        for which in (name, best)
+      )
+      mean = np.mean([row['deviation'] for row in of_spd.values()])
+      rate = matched_rate(deviations, mean)
       for seed in range(config.num_seeds):
-        made = _matched(methods[best], best, of_best[seed], far[seed], rate)
-        yield _control(config, other, best, seed, made, shared, methods)
+        spd, row = of_spd[seed], of_best[seed]
+        made = _matched(methods[best], row, spd['deviation'], rate)
+        yield _control(config, other, best, methods[best], spd, made)
 
 
-def _matched(method, name, row, deviation, rate):
+# What is done to a run of which step, alpha or rate is chosen; as labels say.
+_KINDS = {
+  'averaged': 'averaged',
+  'stopped': 'stopped early',
+  'rate': 'at another rate',
+}
+
+
+def _matched(method, row, deviation, rate):
   """`{kind: (method, step to stop at)}` of the controls that there can be."""
   made = {}
   if 0 < deviation <= row['deviation']:
     alpha = deviation / row['deviation']
-    average = base.method(method.label, average_of=name, alpha=alpha)
+    average = base.method(method.label, average_of=row['method'], alpha=alpha)
     made['averaged'] = average, None
   reached = np.flatnonzero(np.asarray(row['history']['deviation']) >= deviation)
   if reached.size:
     made['stopped'] = method, int(reached[0]) + 1
   if rate is not None:
-    made['slowed'] = _changed(method, rate=rate), None
+    made['rate'] = _changed(method, rate=rate), None
   return made
 
 
-def _control(config, family, best, seed, made, shared, methods):
-  own, about, stops = {best: methods[best]}, {}, {}
-  to = report.label(methods[shared['matched_to']])
-  for kind, (method, stop) in made.items():
-    name = f'{family}_{kind}_as_{shared["matched_to"]}'
-    own[name] = method
+def _control(config, family, best, method, spd, made):
+  """The pass of what `_matched` made, for a row of SPD."""
+  own, about, stops = {best: method}, {}, {}
+  for kind, (changed, stop) in made.items():
+    name = f'{family}_{kind}_as_{spd["method"]}'
+    own[name] = changed
     about[name] = {
-      **_about(config, own, 'control', family, method),
-      'label': f'{method.label} {kind}, as far as {to}',
-      **shared,
+      **_about(config, own, 'control', family, changed, spd['reading']),
+      'label': f'{method.label} {_KINDS[kind]}, as far as {spd["label"]}',
+      'matched_to': spd['method'],
     }
     if stop:
       stops[name] = stop
       about[name]['settings']['stopped'] = stop
-  notes = [
-    f'{family} cannot be {kind} to come as far as {to}, seed {seed}.'
-    for kind in ('averaged', 'stopped', 'slowed')
+  notes = tuple(
+    f'{method.label} {words} comes nowhere as far as {spd["label"]}, seed '
+    f'{spd["seed"]}.'
+    for kind, words in _KINDS.items()
     if kind not in made
-  ]
-  planned = _planned(config, own, own)
-  return Pass(planned, (seed,), about, frozenset(), stops, tuple(notes))
+  )
+  seeds = (spd['seed'],)
+  return Pass(
+    _planned(config, own, own), seeds, about, stops=stops, notes=notes
+  )
 
 
 def _is_of(row, name, phase):
@@ -486,4 +495,6 @@ def _planned(config, methods, names):
     if parent(methods[name]) and parent(methods[name]) not in names:
       names.append(parent(methods[name]))
   own.methods.update({name: methods[name] for name in names})
+  for key in ('eval_sets', 'means'):  # a copy has lost their order
+    own[key] = config[key]
   return own

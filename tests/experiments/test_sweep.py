@@ -232,10 +232,60 @@ def test_mistakes_are_refused_at_once(config, changes, message):
     compare.configure(config)
 
 
+def test_a_pass_has_the_order_of_the_study(config):
+  for name in ('c', 'b', 'a'):
+    config.eval_sets[name] = config.eval_sets.ID
+  plan = next(sweep.passes(config, [], 24))
+  assert list(plan.config.eval_sets) == ['ID', 'c', 'b', 'a']
+  assert list(plan.config.methods)[-1] == 'l2sp_weight_decay_1'
+
+
 def test_methods_that_are_not_run_are_not_tuned(config):
   compare.configure(config, methods=['adamw', 'wise_ft'])
   assert set(config.sweep) == {'adamw', 'wise_ft'}
   assert not config.controls
+
+
+def test_a_control_of_what_is_not_run_is_none(config):
+  compare.configure(config, methods=['spd_1'])
+  assert not config.controls
+
+
+def test_an_average_is_of_the_best_setting(config):
+  config.methods.wise_ft.average_of = 'spd_1'
+  config.controls = base.ordered()
+  rows = []
+  plans = sweep.passes(config, rows, 100)
+  plan = next(plans)
+  best, strong = 'spd_1_rate_1_spd_0p3', 'spd_1_rate_1_spd_3'
+  scores = {best: 0.8, strong: 0.78}
+  of_spd = [name for name in plan.config.methods if name.startswith('spd')]
+  assert len(of_spd) == 4
+  assert plan.keep == {*of_spd}
+  assert plan.seeds == (1000, 1001)
+  for name in plan.config.methods:
+    rows += rows_of(**{name: [scores.get(name, 0.5)] * 2})
+  plan = next(plans)
+  averages = [m for m in plan.config.methods.values() if m.average_of]
+  assert [(m.average_of, m.alpha) for m in averages] == [
+    (best, 0.25),
+    (best, 0.75),
+  ]
+  assert set(plan.config.methods) - {best} == {
+    'wise_ft_alpha_0p25',
+    'wise_ft_alpha_0p75',
+  }
+  for name in plan.config.methods:
+    rows += rows_of(**{name: [0.7] * 2})
+  plan = next(plans)
+  assert plan.seeds == (0, 1)
+  assert plan.about[best]['reading'] == ['id']
+  assert plan.about[strong]['reading'] == ['one_se']
+  # Equal averages: the weaker one is the best, the stronger one within.
+  assert plan.about['wise_ft_alpha_0p75']['reading'] == ['id']
+  assert plan.about['wise_ft_alpha_0p25']['reading'] == ['one_se']
+  assert plan.config.methods.wise_ft_alpha_0p25.average_of == best
+  assert next(plans, None) is None
 
 
 class Stop(Exception):  # noqa: N818
@@ -361,7 +411,7 @@ def test_a_study_is_tuned_chosen_and_controlled(
       ]
       assert min(rates) < row['settings']['learning_rate'] < max(rates)
   kinds = {row['method'].split('_')[1] for row in controls}
-  assert kinds == {'averaged', 'stopped', 'slowed'}
+  assert kinds == {'averaged', 'stopped', 'rate'}
 
   folder = pathlib.Path(config.output_dir)
   table = (folder / 'table.md').read_text()
@@ -412,15 +462,21 @@ def test_another_sweep_in_the_folder_is_refused(config):
     resume.Saved(config, {})
 
 
-def test_more_final_seeds_go_on(config, started):
+def test_more_families_and_final_seeds_go_on(config, started):
+  methods, swept = config.methods.to_dict(), config.sweep.to_dict()
   config.update(tuning_seeds=1, num_seeds=1, num_steps=2)
-  compare.configure(config, methods=['adamw', 'wise_ft'])
+  compare.configure(config, methods=['adamw'])
   first = finish(config)
   del started[:]
+  config.methods, config.sweep = base.ordered(), base.ordered()
+  config.methods.update({name: methods[name] for name in ('adamw', 'wise_ft')})
+  config.sweep.update({name: swept[name] for name in ('adamw', 'wise_ft')})
   config.num_seeds = 2
   rows = finish(config)
   assert rows[: len(first)] == first
-  assert {seed for _, seed in started} == {1}
+  # What is averaged is run again, whose params were not kept.
+  (best,) = {row['method'] for row in first if row['phase'] == 'final'}
+  assert started == [(best, 1000), (best, 0), (best, 1)]
 
 
 def test_tables_tell_the_phases_apart():
