@@ -61,9 +61,9 @@ def run(config, fine_tuning, saved):
     config: the study.
     fine_tuning: as `study.load` returns it.
     saved: a `resume.Saved`, to which every new row is added: dicts of method,
-      label, seed, metrics of 'val' and of every set, deviation, shares of
-      decisions selected and decayed, step, seconds, the share of them that the
-      step waited for data, history.
+      label, seed, metrics of 'val' and of every set, deviation, what SPD did as
+      `train.FineTuning.describe` tells it, step, seconds, the share of them
+      that the step waited for data, history.
   """
   methods = config.methods
   for method in methods.values():
