@@ -72,13 +72,13 @@ def run(config, fine_tuning, saved):
     config: the study.
     fine_tuning: as `study.load` returns it.
     saved: a `resume.Saved`, to which every new row is added: dicts of method,
-      label, seed, metrics of 'val' and of every set, deviation, shares of
-      decisions selected and decayed, step, seconds, the share of them that the
-      step waited for data, history. Where the study is tuned, they have phase
-      ('tuning', 'final' or 'control'), family and settings too; final rows and
-      controls also the reading of the tuning ('id', 'one_se') that they are of,
-      a list, empty where a method is not tuned; controls what they are
-      matched_to.
+      label, seed, metrics of 'val' and of every set, deviation, what SPD did as
+      `train.FineTuning.describe` tells it, step, seconds, the share of them
+      that the step waited for data, history. Where the study is tuned, they
+      have phase ('tuning', 'final' or 'control'), family and settings too;
+      final rows and controls also the reading of the tuning ('id', 'one_se')
+      that they are of, a list, empty where a method is not tuned; controls what
+      they are matched_to.
   """
   num_val = len(fine_tuning.sets['val'].source)
   for plan in sweep.passes(config, saved.rows, num_val):

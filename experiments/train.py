@@ -496,8 +496,9 @@ def _mean(history, key, weights):
   """Of a column, weighted by another one; None where there is none."""
   if key not in history:
     return None
-  values, by = history[key], history.get(weights, np.ones(1))
-  return float(np.sum(values * by) / max(np.sum(by + 0 * values), 1e-30))
+  values = history[key]
+  by = history[weights] if weights else np.ones_like(values)
+  return float(np.sum(values * by) / by.sum()) if by.any() else 0.0
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -1,6 +1,7 @@
 """Every method is the Optax transformation that its name says."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -9,10 +10,11 @@ import optax
 import pytest
 from ml_collections import ConfigDict
 
-from experiments import baselines, optimizers
+from experiments import baselines, compare, optimizers
 from experiments.configs import base
 from experiments.models import blocks
 from optax_spd import adam_spd, layer_names, spd, with_spd
+from tests.experiments import tiny_study
 
 
 def _params():
@@ -445,3 +447,48 @@ def test_the_controls_of_the_tables_are_optional():
     assert (params['head']['kernel'] != 1).all()
     if method.spd:
       assert optax.tree.get(state, 'SPDState').selected_count.sum() > 0, name
+
+
+@pytest.mark.slow
+def test_the_controls_of_a_study(tmp_path, noise, tiny_clip, capsys):
+  """All that are optional, in one table; stacked blocks, but for LoRA."""
+  config = tiny_study.get_config(str(noise))
+  controls = {k: m for k, m in base.methods().items() if m.optional}
+  config.methods.update(controls)
+  config.methods.update(
+    {
+      f'lora_{condition}': base.method(
+        f'LoRA, {condition}',
+        optimizer='adam',
+        spd=1.0,
+        condition=condition,
+        anchor='origin',
+        lora=2,
+      )
+      for condition in optimizers.CONDITIONS
+    }
+  )
+  lora = [f'lora_{condition}' for condition in optimizers.CONDITIONS]
+  config.update(output_dir=str(tmp_path), num_steps=8, eval_every=4)
+  config.model.scan = True
+  opened = compare.configure(config, methods=['spd_1', *controls, *lora])
+  compare.compare(config, opened)
+  capsys.readouterr()
+  rows = json.loads((tmp_path / 'results.json').read_text())['rows']
+  rows = {row['method']: row for row in rows}
+  assert set(rows) == {'spd_1', *controls, *lora}
+  for name, row in rows.items():
+    assert row['deviation'] > 0
+    if config.methods[name].spd is None:
+      assert row['acted'] is row['decay_share'] is None
+    else:
+      assert row['acted'] == (row['decayed'] >= 0.01), name
+      assert row['selected'] > 0.05
+  for name in ('spd_1', 'spd_always', 'spd_random', 'spd_estimated', *lora):
+    assert rows[name]['acted'], name
+    assert 0 < rows[name]['mean_decay'] <= 1
+    assert rows[name]['decay_share'] > 0
+  assert rows['spd_always']['selected'] > rows['spd_random']['selected']
+  assert rows['wise_spd_50']['deviation'] == pytest.approx(
+    rows['spd_1']['deviation'] / 2, rel=1e-3
+  )

@@ -232,10 +232,13 @@ def test_controls_take_the_same_steps_on_split_params(changes, monkeypatch):
   values = hyperparams(spd=0.5)
   if method.condition == 'random':
     values['fire'] = np.array([0.5], np.float32)
-  alone, split = (
-    fine_tuning(layout=layout, num_steps=8).run(method, values, 0)
-    for layout in (None, parallel.layout('fsdp', jax.devices()[:4]))
-  )
+  tuning = fine_tuning(num_steps=8)
+  alone = tuning.run(method, values, 0)
+  programs = train.jit_step._cache_size()
+  tuning.run(method, jax.tree.map(lambda x: 0.9 * x, values), 1)
+  assert train.jit_step._cache_size() == programs
+  layout = parallel.layout('fsdp', jax.devices()[:4])
+  split = fine_tuning(layout=layout, num_steps=8).run(method, values, 0)
   # Sums in another order.
   for key in ('loss', 'deviation', 'path'):
     np.testing.assert_allclose(
