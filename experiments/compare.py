@@ -169,12 +169,6 @@ def missing(plan, saved):
   return found
 
 
-def _title(config):
-  if config.num_seeds > 1:
-    return f'{config.title}: {config.num_seeds} seeds'
-  return f'{config.title}: 1 seed, a demonstration, not evidence'
-
-
 def compare(config, sources):
   """Runs a study, prints and writes its report.
 
@@ -182,10 +176,9 @@ def compare(config, sources):
     config: the study, checked.
     sources: as `configure` returned it.
   """
-  title = _title(config)
-  print(title, flush=True)
+  print(report.heading(config.title, config.num_seeds), flush=True)
   folder = pathlib.Path(config.output_dir)
-  saved = resume.Saved(config, runs.provenance(config, title))
+  saved = resume.Saved(config, runs.provenance(config))
   if saved.rows:
     print(f'{folder}/ has {len(saved.rows)} rows, which are not run again.')
   plans = sweep.passes(config, saved.rows, len(sources['val']))

@@ -37,13 +37,18 @@ def family(row):
   return row.get('family') or row['method']
 
 
+def finals(rows):
+  """The rows of the final phase."""
+  return [row for row in rows if row.get('phase') in (None, 'final')]
+
+
 def of_reading(rows, reading):
   """The final rows of a reading; of a family that has none, all final ones."""
-  finals = [row for row in rows if row.get('phase') in (None, 'final')]
-  families = {family(r) for r in finals if reading in (r.get('reading') or ())}
+  final = finals(rows)
+  families = {family(r) for r in final if reading in (r.get('reading') or ())}
   return [
     row
-    for row in finals
+    for row in final
     if reading in (row.get('reading') or ()) or family(row) not in families
   ]
 

@@ -72,7 +72,7 @@ def run(config, name, seed):
   for other, average in config.methods.items():
     if average.average_of == name:
       results[other] = runs.average(config, tuning, other, results[name])
-  about = runs.provenance(config, config.title)
+  about = runs.provenance(config)
   rows = [
     about | runs.row(config, tuning, key, seed, result)
     for key, result in results.items()

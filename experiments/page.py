@@ -71,9 +71,10 @@ def write(folder, rows, reference=evidence.REFERENCE):
   """
   folder = pathlib.Path(folder)
   rows = [{'folder': str(folder), **row} for row in rows]
-  # The newest row knows how many seeds there are.
-  means, title = rows[0]['means'], rows[-1]['title']
+  means = rows[0]['means']
   shown = evidence.of_reading(rows, 'id') or rows
+  number = len({row['seed'] for row in shown})
+  title = report.heading(rows[0]['title'], number)
   tables = evidence.readings(rows, means, reference)
   names = []
   if tables:

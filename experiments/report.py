@@ -161,6 +161,13 @@ def read_jsonl(path):
   return rows
 
 
+def heading(title, num_seeds):
+  """A study's title, with how much its numbers can say."""
+  if num_seeds > 1:
+    return f'{title}: {num_seeds} seeds'
+  return f'{title}: 1 seed, a demonstration, not evidence'
+
+
 def label(method):
   """What tables call a method of a config."""
   if method.average_of:
@@ -370,7 +377,8 @@ def main(arguments):
       )
     for title, rows in studies.items():
       means = rows[0]['means']
-      print(f'{title}\n\n{table(rows, means)}\n')
+      number = len({row['seed'] for row in evidence.finals(rows) or rows})
+      print(f'{heading(title, number)}\n\n{table(rows, means)}\n')
       tables = evidence.readings(rows, means, reference or evidence.REFERENCE)
       for name, one in tables.items():
         print(f'{name}\n\n{markdown(one)}\n')

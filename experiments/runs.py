@@ -164,10 +164,10 @@ def write_layers(config, tuning, name, seed, gathered):
     layers.write(log.Layers.path(config.output_dir, name, seed))
 
 
-def provenance(config, title):
+def provenance(config):
   """What all rows of a study share."""
   means = config.means.to_dict()
-  return {'title': title, **report.provenance(), 'means': means}
+  return {'title': config.title, **report.provenance(), 'means': means}
 
 
 def folder(config, name, seed):

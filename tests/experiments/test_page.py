@@ -99,7 +99,8 @@ def test_a_study_in_full(tmp_path):
     'layers_spd.png',
     'report.html',
   ]
-  assert found.texts['h1'] == found.texts['title'] == ['A study of <b> & "c"']
+  title = 'A study of <b> & "c": 3 seeds'
+  assert found.texts['h1'] == found.texts['title'] == [title]
   assert found.texts['h2'] == [
     'What was run',
     'Results',

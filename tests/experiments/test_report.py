@@ -108,7 +108,7 @@ def test_files_that_make_no_table(tmp_path, capsys):
   good = [{**about, **one} for one in rows()]
   report.write_jsonl(file, good)
   report.main([str(file), str(file)])
-  assert capsys.readouterr().out.startswith('a study\n\n| method')
+  assert capsys.readouterr().out.startswith('a study: 2 seeds\n\n| method')
   other = {**good[0], 'metrics': {'val': {}, 'ID': {'accuracy': 1.0}}}
   for bad, message in (
     ([1], 'line 1 has no decayed; give rows.jsonl of compare or main'),

@@ -24,7 +24,7 @@ def run(config, folder, **changes):
   )
   sources = compare.configure(config, methods=list(config.methods))
   tuning = study.load(config, sources, cli.progress)
-  saved = resume.Saved(config, runs.provenance(config, config.title))
+  saved = resume.Saved(config, runs.provenance(config))
   compare.run(config, tuning, saved)
   return {row['method']: row for row in saved.rows}, tuning.sets
 

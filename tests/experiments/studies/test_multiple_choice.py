@@ -111,7 +111,7 @@ def test_answers_in_text(config, answers):
   sources = compare.configure(config, methods=['zero_shot', 'spd_1'])
   assert set(sources['ID'].columns) == {'ids', 'length', 'answer'}
   tuning = study.load(config, sources, cli.progress)
-  saved = resume.Saved(config, runs.provenance(config, ''))
+  saved = resume.Saved(config, runs.provenance(config))
   compare.run(config, tuning, saved)
   for row in saved.rows:
     assert set(row['metrics']) == {'val', 'ID'}
@@ -142,7 +142,7 @@ def test_adapters_are_told_apart(config):
   )
   config.update(num_steps=12, eval_every=12)
   sources = compare.configure(config)
-  saved = resume.Saved(config, runs.provenance(config, ''))
+  saved = resume.Saved(config, runs.provenance(config))
   compare.run(config, study.load(config, sources, cli.progress), saved)
   rows = {row['method']: row for row in saved.rows}
   assert 'norm_a' not in rows['zero_shot']
