@@ -8,7 +8,7 @@ from flax import nnx
 from PIL import Image
 
 from experiments import cli, compare, resume, runs, study
-from experiments.configs import base, vqa_paligemma
+from experiments.configs import base, easy_vqa, vqa_paligemma
 from experiments.studies import vqa
 from tests.experiments import kinds, tiny_vqa
 from tests.experiments.data import vqa_files
@@ -193,3 +193,8 @@ def test_lora_reaches_the_modules_of_the_paper(config):
     for name in names
     for i in range(2)
   }
+
+
+def test_two_models_that_were_joined_are_no_model_of_transformers():
+  with pytest.raises(ValueError, match=r'dinov2_smollm2, two models .*no such'):
+    vqa.exported(easy_vqa.get_config(), None, None, 'peft')
