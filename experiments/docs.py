@@ -13,7 +13,7 @@ import pathlib
 import re
 import sys
 
-from experiments import benchmark, report, topology
+from experiments import benchmark, evidence, report, topology
 
 _ROOT = pathlib.Path(__file__).parents[1]
 _RESULTS = pathlib.Path(__file__).parent / 'results'
@@ -62,6 +62,13 @@ def _study_in_short(name):
   )
 
 
+def _compared(name):
+  """Every method against AdamW, paired by seed."""
+  rows = _rows(name)
+  table = evidence.comparisons(rows, rows[0]['means'], evidence.REFERENCE)
+  return report.markdown(table)
+
+
 def _costs_in_short():
   """Times AdamW's: of steps here, without and with huge pages, and on a TPU."""
 
@@ -97,6 +104,7 @@ def _costs_in_short():
 
 TABLES = {
   'elpv, in short': functools.partial(_study_in_short, 'elpv'),
+  'sentiment, compared': functools.partial(_compared, 'sentiment'),
   'costs': lambda: benchmark.table(_rows('benchmark')),
   'costs, in short': _costs_in_short,
 }
