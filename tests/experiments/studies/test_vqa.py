@@ -1,6 +1,7 @@
 """What a config of questions reaches: the checks, the sets, the picture."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -71,8 +72,7 @@ def test_images_that_are_trained_on_are_in_no_other_set(config):
 
 
 def test_a_checkpoint_of_another_size_is_refused(config, tmp_path, monkeypatch):
-  for file in tiny_vqa.CHECKPOINT.iterdir():
-    (tmp_path / file.name).write_bytes(file.read_bytes())
+  shutil.copytree(tiny_vqa.CHECKPOINT, tmp_path, dirs_exist_ok=True)
   about = json.loads((tmp_path / 'config.json').read_text())
   about['vision_config']['image_size'] = 448
   (tmp_path / 'config.json').write_text(json.dumps(about))
