@@ -1,9 +1,10 @@
 import jax
 import pytest
 
-from experiments import parallel
+from experiments import parallel, runs
 from experiments.models import clip, vision_language, vit
 from tests.experiments import (
+  kinds,
   tiny_questions,
   tiny_segmentation,
   tiny_study,
@@ -39,6 +40,27 @@ def tiny_clip(monkeypatch):
   monkeypatch.setitem(vit.CONFIGS, 'clip_b16', tiny_study.CLIP)
   monkeypatch.setitem(clip.CONFIGS, 'clip_b16', tiny_study.TEXT)
   return tiny_study.CHECKPOINT
+
+
+@pytest.fixture
+def started(monkeypatch):
+  """The runs that were started; the one after `lives` of them ends it all."""
+
+  class Started(list):
+    lives = None
+
+  started, run = Started(), runs.run
+
+  def counted(config, tuning, name, seed, *args):
+    if started.lives == 0:
+      raise kinds.Stop
+    if started.lives is not None:
+      started.lives -= 1
+    started.append((name, seed))
+    return run(config, tuning, name, seed, *args)
+
+  monkeypatch.setattr(runs, 'run', counted)
+  return started
 
 
 @pytest.fixture(scope='session')

@@ -74,6 +74,10 @@ KINDS = {
 }
 
 
+class Stop(Exception):  # noqa: N818
+  """As a kill does, it leaves what is on disk."""
+
+
 def install():
   """Makes the kinds of the tests known, for as long as the process runs."""
   study.KINDS['regression'] = toy

@@ -84,3 +84,16 @@ def test_what_is_written_is_read_by_set_and_metric(tmp_path, deeper):
   with np.load(tmp_path / 'outputs' / 'spd_0.npz') as arrays:
     np.testing.assert_array_equal(arrays['ID/outputs/x'], [0, 1, 2])
   assert len(list((tmp_path / 'outputs').iterdir())) == 1
+
+
+def test_large_sets_are_not_drawn_from(tmp_path, monkeypatch):
+  monkeypatch.setattr(examples, '_MOST', 3)
+  kept = examples.Kept()
+  for size in (3, 4):
+    outputs = {'x': np.arange(float(size))}
+    kept(f'of {size}', Means(), outputs, evaluate.EvalSet(range(size)))
+  kept.write(examples.path(tmp_path, 'spd', 0))
+  row = {'method': 'spd', 'seed': 0}
+  assert list(examples.read_draws(tmp_path, row)) == ['of 3']
+  with np.load(tmp_path / 'outputs' / 'spd_0.npz') as arrays:
+    assert 'of 4/outputs/x' in arrays

@@ -5,13 +5,9 @@ import pathlib
 
 import pytest
 
-from experiments import compare, runs, study
+from experiments import compare, study
 from experiments.configs import base
 from tests.experiments import kinds, toy
-
-
-class Stop(Exception):  # noqa: N818
-  """As a kill does, it leaves what is on disk."""
 
 
 @pytest.fixture(autouse=True)
@@ -26,25 +22,6 @@ def config(tmp_path):
     output_dir=str(tmp_path / 'runs'), num_steps=4, eval_every=2, num_seeds=2
   )
   return config
-
-
-@pytest.fixture
-def started(monkeypatch):
-  """The runs that were started, (method, seed); `stop_at` ends one of them."""
-
-  class Started(list):
-    stop_at = None
-
-  started, run = Started(), runs.run
-
-  def counted(config, tuning, name, seed, *args):
-    started.append((name, seed))
-    if started.stop_at == len(started):
-      raise Stop
-    return run(config, tuning, name, seed, *args)
-
-  monkeypatch.setattr(runs, 'run', counted)
-  return started
 
 
 def finish(config):
@@ -67,12 +44,11 @@ def test_no_row_is_run_twice_wherever_it_stops(config, started, tmp_path):
   config.output_dir = str(tmp_path / 'again')
   del started[:]
   for stop_at in range(1, len(everything) + 1):
-    started.stop_at = len(started) + 2  # each time one is run, the next stops
+    started.lives = 1
     try:
       found = finish(config)
-    except Stop:
-      last = started.pop()
-      assert last == everything[stop_at]
+    except kinds.Stop:
+      assert list(started) == everything[:stop_at]
   assert list(started) == everything
   assert found.keys() == whole.keys()
   assert [*map(same, found.values())] == [*map(same, whole.values())]

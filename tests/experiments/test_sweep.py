@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import compare, report, resume, runs, study, sweep, train
+from experiments import compare, report, resume, study, sweep, train
 from experiments.configs import base, evidence
 from tests.experiments import tiny_study
 
@@ -288,31 +288,6 @@ def test_an_average_is_of_the_best_setting(config):
   assert next(plans, None) is None
 
 
-class Stop(Exception):  # noqa: N818
-  """As a kill does, it leaves what is on disk."""
-
-
-@pytest.fixture
-def started(monkeypatch):
-  """The runs that were started; the one after `lives` of them ends it all."""
-
-  class Started(list):
-    lives = None
-
-  started, run = Started(), runs.run
-
-  def counted(config, tuning, name, seed, *args):
-    if started.lives == 0:
-      raise Stop
-    if started.lives is not None:
-      started.lives -= 1
-    started.append((name, seed))
-    return run(config, tuning, name, seed, *args)
-
-  monkeypatch.setattr(runs, 'run', counted)
-  return started
-
-
 def finish(config):
   compare.compare(config, compare.configure(config))
   results = json.loads(
@@ -432,7 +407,7 @@ def test_a_study_is_tuned_chosen_and_controlled(
     try:
       again = finish(config)
       break
-    except Stop:
+    except kinds.Stop:
       pass
   assert lives > 4
   assert list(started) == everything

@@ -54,6 +54,17 @@ def adapted(checkpoint, scan=False):
   return model
 
 
+def with_adapters(model, modules, std):
+  """A decoder with LoRA that is far from its start."""
+  model = lora.add(model, RANK, ALPHA, modules=modules, rngs=nnx.Rngs(0))
+  rng = np.random.default_rng(0)
+  state = nnx.state(model, nnx.LoRAParam)
+  for _, leaf in nnx.to_flat_state(state):
+    leaf[...] = rng.normal(0, std, leaf.shape).astype(np.float32)
+  nnx.update(model, state)
+  return model
+
+
 def logits(model, images):
   """Of normalised images [B, H, W, 3]."""
   return nnx.jit(lambda model, x: model(model.backbone.embed(x)))(model, images)

@@ -14,9 +14,10 @@ import tokenizers
 from flax import nnx
 from safetensors import numpy as safetensors
 
-from experiments.models import generate, llama, lora
+from experiments.models import generate, llama
 from experiments.pretrained import gguf as gguf_files
 from experiments.pretrained import load, save, tokenizer
+from tests.experiments.pretrained import exports
 
 REFERENCE = pathlib.Path(__file__).parent / 'reference/llama'
 KINDS = ('tied', 'linear', 'llama3')
@@ -342,13 +343,7 @@ def adapted(folder):
   """The tied model with LoRA far from its start; as in `make_llama`'s PEFT."""
   model = load.load_llama(load.llama_config('', str(folder)), str(folder))
   modules = r'.*\.(attn\.(query|value)|mlp\.down)'
-  model = lora.add(model, 2, 6, modules=modules, rngs=nnx.Rngs(0))
-  rng = np.random.default_rng(0)
-  state = nnx.state(model, nnx.LoRAParam)
-  for _, leaf in nnx.to_flat_state(state):
-    leaf[...] = rng.normal(0, 0.3, leaf.shape).astype(np.float32)
-  nnx.update(model, state)
-  return model
+  return exports.with_adapters(model, modules, 0.3)
 
 
 def test_a_merged_model_is_read_back(checkpoint, tmp_path):

@@ -6,13 +6,13 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from flax import nnx
 from safetensors.numpy import load_file
 
-from experiments.models import lora, vision_language
+from experiments.models import vision_language
 from experiments.pretrained import paligemma as pretrained
 from experiments.pretrained import save
 from tests.experiments import tiny_vqa
+from tests.experiments.pretrained import exports
 
 
 @pytest.fixture
@@ -212,13 +212,7 @@ def test_half_precision_of_both_kinds_is_read(folder, config, tmp_path):
 def adapted(model):
   """With random LoRA in both towers."""
   modules = r'.*\.attn\.(query|value|out)'
-  model = lora.add(model, 2, 6.0, modules=modules, rngs=nnx.Rngs(0))
-  rng = np.random.default_rng(0)
-  state = nnx.state(model, nnx.LoRAParam)
-  for _, leaf in nnx.to_flat_state(state):
-    leaf[...] = rng.normal(0, 0.2, leaf.shape).astype(np.float32)
-  nnx.update(model, state)
-  return model
+  return exports.with_adapters(model, modules, 0.2)
 
 
 @pytest.mark.parametrize('scan', [False, True])
