@@ -7,13 +7,14 @@ with replacement. Draw r is of the same examples in every run of a study.
 """
 
 import dataclasses
-import os
 import pathlib
 import warnings
 import zlib
 
 import jax
 import numpy as np
+
+from experiments import files
 
 DRAWS = 200  # R
 # Examples of a set that are drawn from. The noise of more is under half a point
@@ -49,11 +50,7 @@ class Kept:
 
   def write(self, file):
     """Writes them whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix('.partial')
-    with open(partial, 'wb') as opened:
-      np.savez_compressed(opened, **self._arrays)
-    os.replace(partial, file)
+    files.write_arrays(file, self._arrays)
 
 
 def draws(name, task, outputs, eval_set, number=DRAWS):

@@ -1,8 +1,10 @@
-"""Paths and text files that a user names."""
+"""Paths and text files that a user names, and files of arrays."""
 
 import codecs
 import os
 import pathlib
+
+import numpy as np
 
 
 def expand(path, folder=''):
@@ -47,3 +49,21 @@ def read_lines(file):
   if not lines:
     raise ValueError(f'{file} is empty; write one entry a line.')
   return lines
+
+
+def write_arrays(path, arrays, *, compressed=True):
+  """Writes an .npz file whole or not at all, and the folder that it is in.
+
+  Args:
+    path: a pathlib.Path.
+    arrays: `{name: array}`.
+    compressed: whether small files are worth the time; params hardly shrink.
+
+  Raises:
+    OSError: it cannot be written.
+  """
+  path.parent.mkdir(parents=True, exist_ok=True)
+  partial = path.with_suffix('.partial')
+  with open(partial, 'wb') as file:
+    (np.savez_compressed if compressed else np.savez)(file, **arrays)
+  os.replace(partial, path)

@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import os
 import pathlib
 import resource
 import sys
@@ -12,7 +11,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from experiments import report
+from experiments import files, report
 
 
 def check(config):
@@ -171,11 +170,7 @@ class Layers(NamedTuple):
 
   def write(self, path):
     """Whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix('.partial')
-    with open(partial, 'wb') as file:
-      np.savez_compressed(file, **self._asdict())
-    os.replace(partial, path)
+    files.write_arrays(path, self._asdict())
 
 
 class LayerLog:

@@ -5,7 +5,6 @@ start from or average.
 """
 
 import json
-import os
 import pathlib
 import shutil
 
@@ -13,7 +12,7 @@ import jax
 import numpy as np
 from flax import traverse_util
 
-from experiments import report, train
+from experiments import files, report, train
 from experiments.configs import base
 
 _PARAMS = 'params'  # the folder of those params
@@ -52,13 +51,12 @@ class Saved:
 
   def keep(self, name, seed, run):
     """Writes the params that a `train.Run` chose, whole or not at all."""
-    path = self._path(name, seed)
-    path.parent.mkdir(exist_ok=True)
-    partial = path.with_suffix('.partial')
-    with open(partial, 'wb') as file:
-      leaves = map(np.asarray, jax.tree.leaves(run.params))
-      np.savez(file, np.array(run.step or 0), *leaves)
-    os.replace(partial, path)
+    arrays = [np.array(run.step or 0), *jax.tree.leaves(run.params)]
+    files.write_arrays(
+      self._path(name, seed),
+      {f'arr_{i}': np.asarray(array) for i, array in enumerate(arrays)},
+      compressed=False,
+    )
 
   def is_kept(self, name, seed):
     return self._path(name, seed).exists()

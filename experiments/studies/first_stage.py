@@ -8,8 +8,6 @@ a new projector and LoRA, merged, or the upper blocks and a head. It is kept in
 import functools
 import hashlib
 import json
-import os
-import pathlib
 import zipfile
 
 import jax
@@ -17,7 +15,7 @@ import numpy as np
 from flax import nnx
 from jax.experimental import multihost_utils
 
-from experiments import cache, optimizers, parallel, train
+from experiments import cache, files, optimizers, parallel, train
 from experiments.configs import base
 from experiments.data import pipeline, sources
 
@@ -116,7 +114,8 @@ def learn(config, task, model, trained, sets, augment, fit, layout, progress):
     params = _train(config, parts, sets, augment, layout, progress)
     found = jax.device_get(layout.gather(params))
     if jax.process_index() == 0:
-      _write(file, found)
+      arrays = {name: leaf[...] for name, leaf in _leaves(found)}
+      files.write_arrays(file, arrays, compressed=False)
   nnx.update(model, found)
 
 
@@ -142,7 +141,7 @@ def kept(config, model, sets):
     value = np.asarray(leaf[...])
     digest.update(f'{path} {value.shape} {value.dtype}'.encode())
     digest.update(value.tobytes())
-  folder = pathlib.Path(os.path.expanduser(config.cache_dir), 'first_stage')
+  folder = files.expand('first_stage', config.cache_dir)
   return folder / f'{digest.hexdigest()[:16]}.npz'
 
 
@@ -195,13 +194,6 @@ def _leaves(state):
   """(name, variable) of everything in it."""
   for path, leaf in nnx.to_flat_state(state):
     yield '.'.join(map(str, path)), leaf
-
-
-def _write(file, params):
-  file.parent.mkdir(parents=True, exist_ok=True)
-  temporary = file.with_suffix('.tmp.npz')
-  np.savez(temporary, **{name: leaf[...] for name, leaf in _leaves(params)})
-  os.replace(temporary, file)
 
 
 def _read(file, like):

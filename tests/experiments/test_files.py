@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 
 from experiments import files
@@ -57,3 +58,22 @@ def test_paths(monkeypatch):
     ('a~', 'data', 'data/a~'),
   ):
     assert str(files.expand(path, folder)) == expanded
+
+
+@pytest.mark.parametrize('compressed', [True, False])
+def test_arrays_are_written_whole_or_not_at_all(tmp_path, compressed):
+  path = tmp_path / 'new' / 'a.npz'
+
+  class Full:
+    """An array that there is no room for."""
+
+    def __array__(self, *args, **keys):
+      raise OSError('full')
+
+  files.write_arrays(path, {'x': np.arange(3)}, compressed=compressed)
+  with pytest.raises(OSError, match='full'):
+    files.write_arrays(path, {'x': Full()}, compressed=compressed)
+  with np.load(path) as arrays:
+    np.testing.assert_array_equal(arrays['x'], [0, 1, 2])
+  files.write_arrays(path, {'x': np.zeros(2)}, compressed=compressed)
+  assert [file.name for file in path.parent.iterdir()] == ['a.npz']
