@@ -9,7 +9,7 @@ from PIL import Image
 
 from experiments import compare, report, resume, study, sweep, train
 from experiments.configs import base, evidence
-from tests.experiments import tiny_study
+from tests.experiments import kinds, tiny_study
 
 
 def settings(**strengths):
@@ -385,8 +385,8 @@ def test_a_study_is_tuned_chosen_and_controlled(
         one['settings']['learning_rate'] for one in of(tuned, family='adamw')
       ]
       assert min(rates) < row['settings']['learning_rate'] < max(rates)
-  kinds = {row['method'].split('_')[1] for row in controls}
-  assert kinds == {'averaged', 'stopped', 'rate'}
+  ways = {row['method'].split('_')[1] for row in controls}
+  assert ways == {'averaged', 'stopped', 'rate'}
 
   folder = pathlib.Path(config.output_dir)
   table = (folder / 'table.md').read_text()
