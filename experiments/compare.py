@@ -55,9 +55,12 @@ def configure(config, *, seeds=None, methods=None, full=False):
       del config.methods[name]
     for name in left & set(config.sweep):
       del config.sweep[name]
-    for name, other in config.controls.items():
-      if left & {name, other}:
+    for name, others in config.controls.items():
+      kept = [other for other in others if other not in left]
+      if name in left or (others and not kept):
         del config.controls[name]
+      elif len(kept) < len(others):
+        config.controls[name] = tuple(kept)
   if full:
     config.first_block = 0
   sources = study.check(config)

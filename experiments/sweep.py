@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import checks, optimizers, report
+from experiments import checks, log, optimizers, report
 from experiments.configs import base
 
 KEYS = ('rate', 'weight_decay', 'spd', 'alpha')
@@ -116,20 +116,27 @@ def _check_values(config, family, key):
       )
 
 
-def _check_control(config, family, other):
+def _check_control(config, family, others):
   key = f'controls.{family}'
   checks.one_of('controls', family, config.sweep)
-  checks.one_of(key, other, config.sweep)
-  is_spd = config.methods[family].spd is not None
-  rates = config.sweep[other].get('rate', ())
-  is_plain = config.methods[other].optimizer and not parent(
-    config.methods[other]
-  )
-  if not is_spd or not is_plain or len(rates) < 2:
+  if not isinstance(others, tuple) or not others:
+    raise ValueError(f'config.{key} is {others!r}; it is a tuple of families.')
+  if config.methods[family].spd is None:
     raise ValueError(
-      f'config.{key} is {other!r}: the first has SPD, and the other one trains '
-      'from theta_0, with two rates or more in config.sweep.'
+      f'config.{key} has no effect: {family} has no SPD; name a family that '
+      'has.'
     )
+  for other in others:
+    checks.one_of(key, other, config.sweep)
+    method = config.methods[other]
+    varied = _matched_key(method)
+    values = config.sweep[other].get(varied, ())
+    if not method.optimizer or parent(method) or len(values) < 2:
+      raise ValueError(
+        f'config.{key} has {other!r}, which cannot be brought as far as SPD '
+        f'came: name a family that trains from theta_0, with two values of '
+        f'{varied} or more in config.sweep.'
+      )
 
 
 def settings_of(config, family):
@@ -320,15 +327,15 @@ def rank(method):
   return 2 if method.starts_from else int(bool(method.optimizer))
 
 
-def matched_rate(deviations, target):
-  """The rate of a deviation, both as powers of each other between two rates.
+def matched_value(deviations, target):
+  """The value of a deviation, both as powers of each other between two values.
 
   Args:
-    deviations: `{rate: deviation}`, all above 0.
+    deviations: `{value: deviation}`, such as of learning rates; all above 0.
     target: the deviation that is wanted.
 
   Returns:
-    The rate, between the lowest two whose deviations have the target between
+    The value, between the lowest two whose deviations have the target between
     them; None where there are none.
   """
   for (low, at_low), (high, at_high) in itertools.pairwise(
@@ -362,86 +369,161 @@ def _final(config, methods, chosen):
     for name in dict.fromkeys(chosen.get(family, [family])):
       readings = _readings(chosen.get(family), name)
       about[name] = _about(config, own, 'final', family, own[name], readings)
-  keep = {chosen[other].best for other in config.controls.values()}
   seeds = tuple(range(config.num_seeds))
-  return Pass(_planned(config, own, own), seeds, about, frozenset(keep))
+  keep = _averaged(config, chosen)
+  return Pass(_planned(config, own, own), seeds, about, keep)
+
+
+def _averaged(config, chosen):
+  """The settings whose runs controls average."""
+  return frozenset(
+    chosen[other].best
+    for others in config.controls.values()
+    for other in others
+    if _matched_key(config.methods[other]) == 'rate'
+  )
 
 
 def _controls(config, rows, methods, chosen):
-  """Passes of one family, brought as far from theta_0 as a setting of SPD came.
+  """Passes of controls of each setting that a family with SPD came to.
 
-  For each seed: an average with theta_0, whose deviation is linear in alpha;
-  the run stopped at the first step that is so far, under the same schedule; and
-  the run at the rate of `matched_rate`, by the mean deviations of tuning.
+  For each seed: other families, brought as far from theta_0 as SPD came, and
+  SPD with as many selections of every layer, at random steps.
   """
-  for family, other in config.controls.items():
-    best = chosen[other].best
-    deviations = {}
-    for name, method in methods.items():
-      if _changed(method, rate=methods[best].rate) == methods[best]:
-        deviations[method.rate] = np.mean(
-          [r['deviation'] for r in rows if _is_of(r, name, 'tuning')]
-        )
+  keep = _averaged(config, chosen)
+  for family, others in config.controls.items():
     for name in dict.fromkeys(chosen[family]):
-      of_spd, of_best = (
-        {r['seed']: r for r in rows if _is_of(r, which, 'final')}
-        for which in (name, best)
-      )
-      mean = np.mean([row['deviation'] for row in of_spd.values()])
-      rate = matched_rate(deviations, mean)
+      of_spd = _by_seed(rows, name)
+      values = {
+        other: _matching(methods, rows, chosen[other].best, of_spd)
+        for other in others
+      }
       for seed in range(config.num_seeds):
-        spd, row = of_spd[seed], of_best[seed]
-        made = _matched(methods[best], row, spd['deviation'], rate)
-        yield _control(config, other, best, methods[best], spd, made)
+        spd = of_spd[seed]
+        for other in others:
+          best = chosen[other].best
+          row = _by_seed(rows, best)[seed]
+          made = _matched(methods[best], row, spd['deviation'], values[other])
+          plan = _control(config, other, best, methods[best], spd, made)
+          yield plan._replace(keep=keep)
+        plan = _drawn(config, family, methods[name], spd)
+        yield plan._replace(keep=keep)
 
 
-# What is done to a run of which step, alpha or rate is chosen; as labels say.
+# What is done to a run of which step, alpha or setting is chosen, in labels.
 _KINDS = {
   'averaged': 'averaged',
   'stopped': 'stopped early',
   'rate': 'at another rate',
+  'weight_decay': 'at another decay',
+  'spd': 'at another strength',
 }
 
 
-def _matched(method, row, deviation, rate):
-  """`{kind: (method, step to stop at)}` of the controls that there can be."""
-  made = {}
-  if 0 < deviation <= row['deviation']:
-    alpha = deviation / row['deviation']
-    average = base.method(method.label, average_of=row['method'], alpha=alpha)
-    made['averaged'] = average, None
-  reached = np.flatnonzero(np.asarray(row['history']['deviation']) >= deviation)
-  if reached.size:
-    made['stopped'] = method, int(reached[0]) + 1
-  if rate is not None:
-    made['rate'] = _changed(method, rate=rate), None
+def _matched_key(method):
+  """What is changed to bring it nearer: its strength, else its rate."""
+  if method.spd is not None:
+    return 'spd'
+  return 'weight_decay' if method.optimizer in _PULLS else 'rate'
+
+
+def _matching(methods, rows, best, of_spd):
+  """The value of `_matched_key` whose deviation is SPD's in the mean, or None.
+
+  By the deviations of tuning, of the settings that differ from the best one in
+  that key alone.
+  """
+  key = _matched_key(methods[best])
+  deviations = {
+    method[key]: np.mean(
+      [row['deviation'] for row in rows if _is_of(row, name, 'tuning')]
+    )
+    for name, method in methods.items()
+    if _changed(method, **{key: methods[best][key]}) == methods[best]
+  }
+  # A value of 0 has no logarithm.
+  deviations.pop(0.0, None)
+  mean = np.mean([row['deviation'] for row in of_spd.values()])
+  return matched_value(deviations, mean)
+
+
+def _matched(method, row, deviation, value):
+  """`{kind: (method, step to stop at)}` of controls; None that cannot be.
+
+  Of a method that pulls towards theta_0 with another strength; of another one
+  with another rate, its average with theta_0, whose deviation is linear in
+  alpha, and its run up to the first step that is so far, with the same
+  schedule.
+  """
+  key = _matched_key(method)
+  made = {
+    key: None if value is None else (_changed(method, **{key: value}), None)
+  }
+  if key == 'rate':
+    made |= {'averaged': None, 'stopped': None}
+    if 0 < deviation <= row['deviation']:
+      alpha = deviation / row['deviation']
+      average = base.method(method.label, average_of=row['method'], alpha=alpha)
+      made['averaged'] = average, None
+    history = np.asarray(row['history']['deviation'])
+    reached = np.flatnonzero(history >= deviation)
+    if reached.size:
+      made['stopped'] = method, int(reached[0]) + 1
   return made
 
 
 def _control(config, family, best, method, spd, made):
   """The pass of what `_matched` made, for a row of SPD."""
-  own, about, stops = {best: method}, {}, {}
-  for kind, (changed, stop) in made.items():
+  own, about, stops, notes = {best: method}, {}, {}, []
+  for kind, control in made.items():
+    if control is None:
+      notes.append(
+        f'{method.label} {_KINDS[kind]} comes nowhere as far as '
+        f'{spd["label"]}, seed {spd["seed"]}.'
+      )
+      continue
     name = f'{family}_{kind}_as_{spd["method"]}'
-    own[name] = changed
+    own[name], stop = control
     about[name] = {
-      **_about(config, own, 'control', family, changed, spd['reading']),
+      **_about(config, own, 'control', family, own[name], spd['reading']),
       'label': f'{method.label} {_KINDS[kind]}, as far as {spd["label"]}',
       'matched_to': spd['method'],
     }
     if stop:
       stops[name] = stop
       about[name]['settings']['stopped'] = stop
-  notes = tuple(
-    f'{method.label} {words} comes nowhere as far as {spd["label"]}, seed '
-    f'{spd["seed"]}.'
-    for kind, words in _KINDS.items()
-    if kind not in made
-  )
-  seeds = (spd['seed'],)
   return Pass(
-    _planned(config, own, own), seeds, about, stops=stops, notes=notes
+    _planned(config, own, own),
+    (spd['seed'],),
+    about,
+    stops=stops,
+    notes=tuple(notes),
   )
+
+
+def _drawn(config, family, method, spd):
+  """The pass of SPD that selects a layer as often as a run did, by chance."""
+  path = log.Layers.path(config.output_dir, spd['method'], spd['seed'])
+  if not path.exists():
+    note = f'{path} is not there: no layer is drawn as often as in that run.'
+    return Pass(_planned(config, {}, ()), (), {}, notes=(note,))
+  shares = log.Layers.read(path).selected.mean(0)
+  drawn = _changed(
+    method, condition='random', fire=tuple(float(share) for share in shares)
+  )
+  name = f'{family}_drawn_as_{spd["method"]}'
+  about = {
+    **_about(config, {name: drawn}, 'control', family, drawn, spd['reading']),
+    'label': f'{spd["label"]}, drawn as often',
+    'matched_to': spd['method'],
+  }
+  own = {name: drawn}
+  return Pass(_planned(config, own, own), (spd['seed'],), {name: about})
+
+
+def _by_seed(rows, name):
+  """The final rows of a method."""
+  return {row['seed']: row for row in rows if _is_of(row, name, 'final')}
 
 
 def _is_of(row, name, phase):

@@ -96,7 +96,7 @@ def base():
       # Tuning on ID validation, see `experiments.sweep`.
       'tuning_seeds': 0,  # of every setting; 0: the methods as they are
       'sweep': ordered(),  # method: {rate, weight_decay, spd, alpha: values}
-      # Method with SPD: another one, brought as far from theta_0 as it comes.
+      # Method with SPD: a tuple of others, brought as far from theta_0 as it.
       'controls': ordered(),
       # What experiments.main writes down on the way.
       'save_every': 1000,  # steps; and at every evaluation

@@ -7,9 +7,11 @@ The argument is `pacs_photo`, `pacs_art_painting` (`pacs_two_stage`, from
 theta_0 of stage A) or `elpv` (from its linear probe). Every family has the same
 budget, up to six settings with two tuning seeds, and is represented by two: the
 best on ID validation, and the strongest within a standard error of it
-(`experiments.sweep`). OOD sets choose nothing. Those run with ten other seeds;
-AdamW, brought as far from theta_0 as SPD came, is the control for SPD being no
-more than smaller steps. That is some 100 to 140 runs of 200 steps.
+(`experiments.sweep`). OOD sets choose nothing. Those run with ten other seeds.
+AdamW and L2-SP, brought as far from theta_0 as SPD came, are the controls for
+SPD being no more than smaller steps, and SPD with as many selections of every
+layer, at random steps, for its condition. That is some 120 to 180 runs of 200
+steps.
 """
 
 from experiments.configs import base, elpv, pacs_two_stage
@@ -61,6 +63,6 @@ def get_config(arg='pacs_photo'):
       'spd': {'rate': _RATES, 'spd': (1.0, 3.0)},
       'wise_ft': {'alpha': (0.25, 0.5, 0.75)},
     },
-    controls={'spd': 'adamw'},
+    controls={'spd': ('adamw', 'l2sp')},
   )
   return config

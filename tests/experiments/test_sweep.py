@@ -104,14 +104,14 @@ def test_a_rate_by_its_deviation():
   rates = (1e-5, 3e-5, 1e-4)
   deviations = {rate: law(rate) for rate in rates}
   for rate in (*rates, 2e-5, 7e-5):
-    found = sweep.matched_rate(deviations, law(rate))
+    found = sweep.matched_value(deviations, law(rate))
     assert found == pytest.approx(rate, rel=1e-9)
-  assert sweep.matched_rate(deviations, law(9e-6)) is None
-  assert sweep.matched_rate(deviations, law(1.1e-4)) is None
+  assert sweep.matched_value(deviations, law(9e-6)) is None
+  assert sweep.matched_value(deviations, law(1.1e-4)) is None
   # Between the neighbours alone, and the lowest of two.
   bent = {1.0: 1.0, 4.0: 4.0, 16.0: 2.0}
-  assert sweep.matched_rate(bent, 2.0) == pytest.approx(2.0)
-  assert sweep.matched_rate({1.0: 2.0, 3.0: 2.0}, 2.0) == 1.0
+  assert sweep.matched_value(bent, 2.0) == pytest.approx(2.0)
+  assert sweep.matched_value({1.0: 2.0, 3.0: 2.0}, 2.0) == 1.0
 
 
 @pytest.fixture
@@ -143,10 +143,10 @@ def config(tiny_clip, tmp_path):
     sweep={
       'adamw': {'rate': (0.1, 1.0), 'weight_decay': (0.0, 0.1)},
       'spd_1': {'rate': (0.3, 1.0), 'spd': (0.3, 3.0)},
-      'l2sp': {'weight_decay': (1.0,)},
+      'l2sp': {'weight_decay': (0.01, 1.0)},
       'wise_ft': {'alpha': (0.25, 0.75)},
     },
-    controls={'spd_1': 'adamw'},
+    controls={'spd_1': ('adamw', 'l2sp')},
   )
   return config
 
@@ -212,11 +212,19 @@ def test_the_settings(config):
     ({'sweep': {}}, 'tuning_seeds is 2, which has no effect'),
     ({'tuning_seeds': -1}, 'tuning_seeds is -1'),
     ({'num_seeds': 1001}, 'num_seeds is 1001; the seeds from 1000 on are'),
-    ({'controls': {'spd': 'adamw'}}, "controls is 'spd'; it must be one of"),
-    ({'controls': {'spd_1': 'adam'}}, r"controls\.spd_1 is 'adam'; it must be"),
-    ({'controls': {'adamw': 'spd_1'}}, 'the first has SPD, and the other one'),
-    ({'controls': {'spd_1': 'l2sp'}}, 'with two rates or more'),
-    ({'controls': {'spd_1': 'wise_ft'}}, 'trains from theta_0'),
+    ({'controls': {'spd': ('adamw',)}}, "controls is 'spd'; it must be one"),
+    ({'controls': {'spd_1': 'adamw'}}, "'adamw'; it is a tuple of families"),
+    ({'controls': {'spd_1': ()}}, r'\(\); it is a tuple of families'),
+    ({'controls': {'spd_1': ('adam',)}}, r"spd_1 is 'adam'; it must be one"),
+    ({'controls': {'adamw': ('spd_1',)}}, 'no effect: adamw has no SPD'),
+    (
+      {
+        'sweep': {'spd_1': {'spd': (1.0,)}, 'l2sp': {'weight_decay': (1.0,)}},
+        'controls': {'spd_1': ('l2sp',)},
+      },
+      "has 'l2sp', .* with two values of weight_decay or more",
+    ),
+    ({'controls': {'spd_1': ('wise_ft',)}}, 'trains from theta_0'),
   ],
 )
 def test_mistakes_are_refused_at_once(config, changes, message):
@@ -226,7 +234,7 @@ def test_mistakes_are_refused_at_once(config, changes, message):
       config[key].update(value)
     else:
       config[key] = value
-  if 'sweep' in changes:
+  if 'sweep' in changes and 'controls' not in changes:
     config.controls = base.ordered()
   with pytest.raises(ValueError, match=message):
     compare.configure(config)
@@ -240,15 +248,18 @@ def test_a_pass_has_the_order_of_the_study(config):
   assert list(plan.config.methods)[-1] == 'l2sp_weight_decay_1'
 
 
-def test_methods_that_are_not_run_are_not_tuned(config):
-  compare.configure(config, methods=['adamw', 'wise_ft'])
-  assert set(config.sweep) == {'adamw', 'wise_ft'}
-  assert not config.controls
-
-
-def test_a_control_of_what_is_not_run_is_none(config):
-  compare.configure(config, methods=['spd_1'])
-  assert not config.controls
+@pytest.mark.parametrize(
+  ('methods', 'controls'),
+  [
+    (['adamw', 'wise_ft'], {}),
+    (['spd_1'], {}),
+    (['spd_1', 'l2sp'], {'spd_1': ('l2sp',)}),
+  ],
+)
+def test_what_is_not_run_is_not_tuned_and_no_control(config, methods, controls):
+  compare.configure(config, methods=methods)
+  assert list(config.sweep) == methods
+  assert config.controls.to_dict() == controls
 
 
 def test_an_average_is_of_the_best_setting(config):
@@ -309,15 +320,16 @@ def test_a_study_is_tuned_chosen_and_controlled(
 ):
   programs = train.jit_step._cache_size()
   rows = finish(config)
-  # AdamW, SPD, L2-SP, the probe: one each, whatever the rate and the strength.
-  assert train.jit_step._cache_size() - programs == 4
+  # AdamW, SPD, L2-SP, the probe, drawn SPD: one each, whatever the rate, the
+  # strength and the shares.
+  assert train.jit_step._cache_size() - programs == 5
   everything = list(started)
   assert len(everything) == len(set(everything))
 
   tuned = of(rows, phase='tuning')
   assert {row['seed'] for row in tuned} == {1000, 1001}
   numbers = {family: len(of(tuned, family=family)) for family in config.sweep}
-  assert numbers == {'adamw': 8, 'spd_1': 8, 'l2sp': 2, 'wise_ft': 4}
+  assert numbers == {'adamw': 8, 'spd_1': 8, 'l2sp': 4, 'wise_ft': 4}
   num_val = 24
   final = of(rows, phase='final')
   assert {row['seed'] for row in final} == {0, 1}
@@ -363,13 +375,13 @@ def test_a_study_is_tuned_chosen_and_controlled(
       'alpha': row['settings']['alpha']
     }
 
-  controls = of(rows, phase='control')
-  for row in controls:
+  ways = set()
+  for row in of(rows, phase='control'):
     (spd,) = of(final, method=row['matched_to'], seed=row['seed'])
     (adamw,) = of(final, method=chosen['adamw'].best, seed=row['seed'])
     assert row['reading'] == spd['reading']
-    assert row['family'] == 'adamw'
-    kind = row['method'].split('_')[1]
+    kind = row['method'].removeprefix(f'{row["family"]}_').split('_as_')[0]
+    ways.add((row['family'], kind))
     far = spd['deviation']
     if kind == 'averaged':
       assert row['deviation'] == pytest.approx(far, rel=1e-4)
@@ -380,13 +392,22 @@ def test_a_study_is_tuned_chosen_and_controlled(
       assert row['deviation'] == pytest.approx(history[step - 1], rel=1e-5)
       assert row['history']['loss'] == adamw['history']['loss'][:step]
       assert history[step - 1] >= far > max([0, *history[: step - 1]])
+    elif kind == 'drawn':
+      # As often, by chance: the shares are of 6 steps of every layer.
+      assert row['settings'] == spd['settings']
+      assert row['selected'] == pytest.approx(spd['selected'], abs=0.2)
+      assert row['selected'] != spd['selected']
     else:
-      rates = [
-        one['settings']['learning_rate'] for one in of(tuned, family='adamw')
-      ]
-      assert min(rates) < row['settings']['learning_rate'] < max(rates)
-  ways = {row['method'].split('_')[1] for row in controls}
-  assert ways == {'averaged', 'stopped', 'rate'}
+      key = {'rate': 'learning_rate'}.get(kind, kind)
+      values = [one['settings'][key] for one in of(tuned, family=row['family'])]
+      assert min(values) < row['settings'][key] < max(values)
+  assert ways == {
+    ('adamw', 'averaged'),
+    ('adamw', 'stopped'),
+    ('adamw', 'rate'),
+    ('l2sp', 'weight_decay'),
+    ('spd_1', 'drawn'),
+  }
 
   folder = pathlib.Path(config.output_dir)
   table = (folder / 'table.md').read_text()
