@@ -96,6 +96,18 @@ def test_sentiment(tmp_path):
   check(rows, ['ID', 'tweets', 'editorials', 'films'])
 
 
+def test_sentiment_in_short(tmp_path):
+  test_vader.write(tmp_path, test_vader.LINES)
+  tiny_questions.write_checkpoint(tmp_path / 'llama')
+  config = sentiment.get_config('short')
+  config.model.update(name='', pretrained=str(tmp_path / 'llama'))
+  config.update(data_dir=str(tmp_path), output_dir=str(tmp_path / 'run'))
+  config.update(first_block=1, max_length=32)
+  sources = compare.configure(config)
+  assert list(config.methods) == ['zero_shot', 'adamw', 'spd_1', 'wise_ft']
+  assert set(sources) == {'train', 'val', 'ID', *sentiment.OOD}
+
+
 @pytest.mark.parametrize('module', [commonsense, sentiment])
 def test_an_unknown_argument(module):
   with pytest.raises(ValueError, match='llama70b'):
