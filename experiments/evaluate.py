@@ -25,6 +25,10 @@ class EvalSet:
     num_workers: processes that read it, where it is large; 0 for threads.
     info: what stays on the host, such as strings; row i is of example i.
     task: that scores this set; None for the study's own.
+    groups: [N]; the examples of one group are no independent draws, such as
+      frames that follow one another. None: all are.
+    like: name of an earlier set of the same examples, such as those that this
+      one has corrupted; '' for none.
   """
 
   source: Any
@@ -32,11 +36,8 @@ class EvalSet:
   num_workers: int = 0
   info: Any = None
   task: Any = None
-
-  @property
-  def groups(self):
-    """[N]; examples of one group are no independent draws. None: all are."""
-    return None
+  groups: Any = None
+  like: str = ''
 
   def batches(self, batch_size):
     """Dicts of [B, ...], in order: this process' rows of each.

@@ -3,7 +3,8 @@
 outputs/METHOD_SEED.npz has, of each set but 'val', 'SET/outputs/NAME': what the
 task's metrics are a function of, a row an example; and, of sets up to 20,000
 examples, 'SET/draws/METRIC' [R]: the metrics of R draws of as many examples,
-with replacement. Draw r is of the same examples in every run of a study.
+with replacement. Draw r is of the same examples in every run of a study, and in
+all of its sets that have the same ones, such as a set and what corrupts it.
 """
 
 import dataclasses
@@ -45,7 +46,8 @@ class Kept:
         self._arrays[f'{name}/outputs/{key}'] = leaf
     if len(eval_set.source) > _MOST:
       return
-    for metric, values in draws(name, task, outputs, eval_set).items():
+    drawn = draws(eval_set.like or name, task, outputs, eval_set)
+    for metric, values in drawn.items():
       self._arrays[f'{name}/draws/{metric}'] = values
 
   def write(self, file):

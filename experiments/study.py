@@ -1,5 +1,6 @@
 """One study: config -> what all of its methods share, whatever its kind."""
 
+import dataclasses
 import functools
 import math
 import re
@@ -82,7 +83,7 @@ def load(config, sources, progress):
   with progress(1, 'pretrained weights', 'model') as bar:
     parts = kind(config).build(config, sources)
     bar.update()
-  sets = parts.sets
+  sets = _alike(parts.sets, sources)
   if config.first_block:
     sets = cache.run_lower_blocks(
       parts.task, parts.model, sets, config.eval_batch_size, layout, progress
@@ -101,6 +102,19 @@ def load(config, sources, progress):
     layout,
     parts.interpolate,
   )
+
+
+def _alike(sets, sources):
+  """The sets, each with the first one that has the same examples, if any."""
+  first, found = {}, {}
+  for name, one in sets.items():
+    found[name] = one
+    ids = getattr(sources[name], 'ids', None)  # packed rows of text have none
+    if name not in ('train', 'val') and ids is not None:
+      like = first.setdefault(tuple(ids), name)
+      if like != name:
+        found[name] = dataclasses.replace(one, like=like)
+  return found
 
 
 def shapes(config):

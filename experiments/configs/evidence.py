@@ -11,7 +11,8 @@ best on ID validation, and the strongest within a standard error of it
 AdamW and L2-SP, brought as far from theta_0 as SPD came, are the controls for
 SPD being no more than smaller steps, and SPD with as many selections of every
 layer, at random steps, for its condition. That is some 120 to 180 runs of 200
-steps.
+steps. --methods=spd,spd_always adds to their rows a second control of the
+condition: SPD without it, tuned, and at the strength that ends as far out.
 """
 
 from experiments.configs import base, elpv, pacs_two_stage
@@ -47,6 +48,13 @@ def get_config(arg='pacs_photo'):
       'l2sp': base.method('L2-SP', optimizer='l2sp'),
       'spd': base.method('Adam-SPD', optimizer='adam', spd=1.0),
       'wise_ft': base.method('WiSE-FT', average_of='adamw'),
+      'spd_always': base.method(
+        'Adam-SPD, always',
+        optimizer='adam',
+        spd=0.3,
+        condition='always',
+        optional=True,
+      ),
     }
   )
   config.update(
@@ -62,7 +70,8 @@ def get_config(arg='pacs_photo'):
       'l2sp': {'rate': _RATES[1:], 'weight_decay': (1e-2, 1e-1, 1.0)},
       'spd': {'rate': _RATES, 'spd': (1.0, 3.0)},
       'wise_ft': {'alpha': (0.25, 0.5, 0.75)},
+      'spd_always': {'rate': _RATES[1:], 'spd': (0.1, 0.3, 0.6)},
     },
-    controls={'spd': ('adamw', 'l2sp')},
+    controls={'spd': ('adamw', 'l2sp', 'spd_always')},
   )
   return config

@@ -18,6 +18,7 @@ import numpy as np
 from experiments import files, packages
 from experiments.data import images
 
+_MODULE = 60  # cells
 _REQUIREMENT = 'elpv-dataset==1.0.0.post1'
 
 
@@ -44,7 +45,9 @@ def open_elpv(data_dir, split):
     split: 'train', 'val', 'test' or 'ood', of 644, 162, 268 and 1,550 cells.
 
   Returns:
-    An `images.ImageFiles` in the file's order.
+    An `images.ImageFiles` in the file's order. Its groups are what 60 cells
+    that follow one another in a run have in the split: a module has 60 cells or
+    72, and where one begins is not known.
 
   Raises:
     ValueError: no such split.
@@ -67,6 +70,7 @@ def open_elpv(data_dir, split):
     labels[rows],
     ('intact', 'defective'),
     mode='L',
+    groups=images.stretches(types, _MODULE)[rows],
   )
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import itertools
 import os
 import pathlib
 import warnings
@@ -87,6 +88,7 @@ class ImageFiles:
     labels: [N] int32.
     class_names: one for each label, in order.
     mode: 'RGB', or 'L' for grey.
+    groups: see `sources`.
   """
 
   folder: pathlib.Path
@@ -94,6 +96,7 @@ class ImageFiles:
   labels: np.ndarray
   class_names: tuple[str, ...]
   mode: str = 'RGB'
+  groups: np.ndarray | None = None
 
   def __len__(self):
     return len(self.names)
@@ -107,6 +110,23 @@ class ImageFiles:
   def ids(self):
     """As `resolve` says."""
     return resolve(self.folder, self.names)
+
+
+def stretches(keys, length):
+  """Groups of examples that follow one another, for a source's `groups`.
+
+  Args:
+    keys: one an example; where it changes, a group ends.
+    length: the most examples of a group.
+
+  Returns:
+    [N] int, from 0 up.
+  """
+  groups, number = [], 0
+  for _, run in itertools.groupby(keys):
+    groups.append(number + np.arange(len(list(run))) // length)
+    number = groups[-1][-1] + 1
+  return np.concatenate(groups)
 
 
 def resolve(folder, names):

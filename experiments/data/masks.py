@@ -23,6 +23,8 @@ from experiments.data import folders, images
 VOID = -1
 KINDS = ('masks', 'camvid', 'pascal_context')  # of sources, with masks
 
+_STRETCH = 10  # frames of CamVid that are no independent draws
+
 # Modes of Pillow whose values are ids: bits, grey, palette, 16 and 32 bits.
 _MODES = ('1', 'L', 'P', 'I;16', 'I;16B', 'I;16L', 'I')
 # PASCAL-Context by its number of classes: the list of their names, how many of
@@ -120,7 +122,8 @@ def open_camvid(data_dir, split, path='camvid', sequences=None):
       ('0016E5', '0006R0'); all by default.
 
   Returns:
-    A `MaskFiles`, in the order of the lists.
+    A `MaskFiles`, in the order of the lists. Ten frames of a sequence that
+    follow one another, most of them ten seconds, are a group.
 
   Raises:
     FileNotFoundError: no such list or folder.
@@ -141,7 +144,11 @@ def open_camvid(data_dir, split, path='camvid', sequences=None):
   ]
   class_names = folders.read_classes('camvid')
   ids = Ids(0, len(class_names), len(class_names))
-  return _open(root, pairs, class_names, ids, problems)
+  source = _open(root, pairs, class_names, ids, problems)
+  names = [name.rpartition('/')[2] for name in source.names]
+  drives = [name.partition('_')[0] for name in names]
+  groups = images.stretches(drives, _STRETCH)
+  return dataclasses.replace(source, groups=groups)
 
 
 def open_pascal_context(data_dir, path, split, classes):
@@ -204,6 +211,7 @@ class MaskFiles:
     of: the `Ids` of the masks.
     sizes: [N, 2], height and width.
     labels: none: an image has no class.
+    groups: see `sources`.
   """
 
   folder: pathlib.Path
@@ -213,6 +221,7 @@ class MaskFiles:
   of: Ids
   sizes: np.ndarray
   labels: None = None
+  groups: np.ndarray | None = None
 
   def __len__(self):
     return len(self.names)

@@ -13,6 +13,8 @@ import pathlib
 import re
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from experiments.data import images
 
 _ANSWERS = 10  # of every question
@@ -87,6 +89,12 @@ class Questions:
   @property
   def names(self):
     return tuple(question.image for question in self.questions)
+
+  @property
+  def groups(self):
+    """Questions of one group, else of one image."""
+    keys = [question.group or question.picture for question in self.questions]
+    return np.unique(keys, return_inverse=True)[1]
 
   @property
   def ids(self):

@@ -5,10 +5,11 @@ int32}`, or a `text.Example`; `class_names` is a tuple; `labels` [N] int32 and
 `names`, of the files, are None where they cannot be known without reading
 everything; `ids` is a list of strings, made when it is asked for, that tell
 which example of what lies on disk each one is, by whatever path and however it
-is changed. It can be pickled, and no image is read until it is asked for.
-Sources of `masks` have a mask in the place of the label, and `sizes`; those of
-`vqa` and `easy_vqa` a question and its answer, and `questions`. A source may
-have `groups` [N]: examples of the same number belong together.
+is changed; `groups` [N] are numbers, the same of examples that are no
+independent draws, such as cells of one module, or None. It can be pickled, and
+no image is read until it is asked for. Sources of `masks` have a mask in the
+place of the label, and `sizes`; those of `vqa` and `easy_vqa` a question and
+its answer, and `questions`.
 """
 
 import functools
@@ -115,7 +116,7 @@ def open_joined(data_dir, of):
     raise ValueError('joined: of is empty; name the sources, {name: source}.')
   (first, source), *_ = opened.items()
   for name, other in opened.items():
-    if other.labels is None or getattr(other, 'groups', None) is not None:
+    if other.labels is None or other.names is None:
       raise ValueError(
         f'joined: {name} is no set of labelled images: {of[name]}; join those '
         'of folders, lists or ELPV.'
@@ -155,9 +156,8 @@ def part(source, shares, take, seed=0):
       f'part: take is {take}; the parts are 0 to {len(shares) - 1}.'
     )
   stops = np.cumsum([0, *shares])[take : take + 2]
-  groups = getattr(source, 'groups', None)
-  if groups is not None:
-    return Rows(source, _rows_of_groups(groups, stops, seed))
+  if source.groups is not None:
+    return Rows(source, _rows_of_groups(source.groups, stops, seed))
   labels = np.zeros(len(source)) if source.labels is None else source.labels
   rows = []
   for label in np.unique(labels):
@@ -177,6 +177,17 @@ def _rows_of_groups(groups, stops, seed):
   return np.flatnonzero(np.isin(groups, own))
 
 
+def _join_groups(parts):
+  """Groups of sources one after the other; an example without is one alone."""
+  if all(part.groups is None for part in parts):
+    return None
+  joined = np.zeros(0, int)
+  for part in parts:
+    own = np.arange(len(part)) if part.groups is None else part.groups
+    joined = np.concatenate([joined, own + joined.max(initial=-1) + 1])
+  return joined
+
+
 class Joined:
   """A source: others of the same classes, one after the other."""
 
@@ -184,6 +195,7 @@ class Joined:
     self.class_names = parts[0].class_names
     self.labels = np.concatenate([part.labels for part in parts])
     self.names = tuple(name for part in parts for name in part.names)
+    self.groups = _join_groups(parts)
     self._parts, self._stops = parts, np.cumsum([len(part) for part in parts])
 
   @property
@@ -218,8 +230,7 @@ class Rows:
   def __init__(self, source, rows):
     self.class_names = source.class_names
     self.labels = None if source.labels is None else source.labels[rows]
-    groups = getattr(source, 'groups', None)
-    self.groups = None if groups is None else groups[rows]
+    self.groups = None if source.groups is None else source.groups[rows]
     self.names = source.names and tuple(source.names[row] for row in rows)
     if hasattr(source, 'sizes'):
       self.sizes = source.sizes[rows]
@@ -245,6 +256,7 @@ class Mapped:
   def __init__(self, source, function):
     self.class_names = source.class_names
     self.labels, self.names = source.labels, source.names
+    self.groups = source.groups
     for name in ('sizes', 'questions'):
       if hasattr(source, name):
         setattr(self, name, getattr(source, name))

@@ -63,7 +63,7 @@ class Examples:
   Attributes:
     examples: N of them.
     ids: N strings.
-    groups: [N]; what has the same number is in one `sources.part` only.
+    groups: see `sources`.
     class_names: of the options, where all examples have the same ones.
   """
 

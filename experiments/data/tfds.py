@@ -27,6 +27,7 @@ class Prepared:
     class_names: one for each label, in order.
     labels: None; it would take reading everything.
     names: None.
+    groups: None.
   """
 
   name: str
@@ -34,6 +35,7 @@ class Prepared:
   class_names: tuple[str, ...]
   labels: None = None
   names: None = None
+  groups: None = None
 
   def __len__(self):
     return len(self.records)

@@ -81,7 +81,11 @@ def _labelled(config, sources):
   transforms = augment.evaluation(config.image_size, config.eval_crop)
   return {
     name: classification.LabelledSet(
-      source, transforms, config.num_workers, classes=_classes(config, name)
+      source,
+      transforms,
+      config.num_workers,
+      groups=source.groups,
+      classes=_classes(config, name),
     )
     for name, source in sources.items()
   }

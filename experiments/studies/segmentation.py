@@ -66,7 +66,9 @@ def build(config, sources):
     _eval_size(config), tuple(sizes.max(0).tolist()), config.eval_resize
   )
   sets = {
-    name: evaluate.EvalSet(source, [whole], config.num_workers)
+    name: evaluate.EvalSet(
+      source, [whole], config.num_workers, groups=source.groups
+    )
     for name, source in sources.items()
   }
   parts = _parts(config, num_classes, model, sets)

@@ -206,6 +206,7 @@ def _answered(config, source, encode, held_out=frozenset()):
     [_with_room(encode, source)],
     config.num_workers,
     info=source.questions,
+    groups=source.groups,
     decode=encode.tokenizer.decode,
     held_out=held_out,
   )

@@ -31,11 +31,6 @@ class AnsweredSet(evaluate.EvalSet):
   decode: Callable[[Any], str] | None = None
   held_out: frozenset[str] = frozenset()
 
-  @property
-  def groups(self):
-    """See `evaluate.EvalSet`: questions of one group, else of one image."""
-    return [question.group or question.picture for question in self.info]
-
 
 @dataclasses.dataclass(frozen=True)
 class VQA:

@@ -1,7 +1,5 @@
 """What is kept of every example, and its draws."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 
@@ -16,15 +14,6 @@ class Means:
     if eval_set.info is not None:
       assert list(eval_set.info) == [f'{x:.6f}' for x in outputs['x']]
     return {'mean': float(outputs['x'].mean())}
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Grouped(evaluate.EvalSet):
-  """Of which ten examples each belong together."""
-
-  @property
-  def groups(self):
-    return np.arange(len(self.source)) // 10
 
 
 def test_draws_spread_as_the_mean_of_as_many_examples_does():
@@ -49,9 +38,21 @@ def test_a_draw_is_of_the_same_examples_in_every_run_and_of_others_per_set():
   assert abs(np.corrcoef(found, other)[0, 1]) < 0.3
 
 
+def test_sets_of_the_same_examples_are_drawn_alike(tmp_path):
+  kept = examples.Kept()
+  x = np.arange(50.0)
+  for name, like in (('ID', ''), ('fog', 'ID'), ('far', '')):
+    kept(name, Means(), {'x': x}, evaluate.EvalSet(range(50), like=like))
+  kept.write(examples.path(tmp_path, 'spd', 0))
+  found = examples.read_draws(tmp_path, {'method': 'spd', 'seed': 0})
+  np.testing.assert_array_equal(found['fog']['mean'], found['ID']['mean'])
+  assert (found['far']['mean'] != found['ID']['mean']).any()
+
+
 def test_groups_are_drawn_together():
   x = np.repeat(np.random.default_rng(0).normal(size=40), 10)
-  found = examples.draws('a', Means(), {'x': x}, Grouped(range(400)), 2000)
+  a_set = evaluate.EvalSet(range(400), groups=np.arange(400) // 10)
+  found = examples.draws('a', Means(), {'x': x}, a_set, 2000)
   error = x.std() / np.sqrt(40)
   assert found['mean'].std() == pytest.approx(error, rel=0.08)
 

@@ -222,6 +222,16 @@ def test_the_blocks_below_are_run_once(config):
   assert set(tuning.pretrained['backbone']['blocks']) == {1}
 
 
+@pytest.mark.parametrize('first_block', [0, 1])
+def test_sets_know_of_earlier_ones_with_their_examples(config, first_block):
+  config.update(first_block=first_block, **ZEROS)
+  small = {**config.eval_sets.ID.to_dict(), 'resize': 10}
+  config.eval_sets.small, config.eval_sets.again = small, small
+  _, tuning = load(config)
+  like = {name: one.like for name, one in tuning.sets.items()}
+  assert like == {'val': '', 'ID': '', 'OOD': '', 'small': 'ID', 'again': 'ID'}
+
+
 @pytest.mark.parametrize('repeats', [1, 2])
 def test_images_in_training_are_those_of_evaluation_or_augmented(
   config, repeats

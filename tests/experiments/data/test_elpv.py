@@ -22,6 +22,17 @@ def splits():
   return {split: elpv.open_elpv('', split) for split in _SPLITS}
 
 
+def test_cells_of_a_module_are_a_group(splits):
+  """Blocks of 60: 5, 6, 9, 3 and 3 of the poly runs, 1, 3, 12, 2 and 1 mono."""
+  groups = splits['ood'].groups
+  starts = np.flatnonzero(np.diff(groups, prepend=-1))
+  assert np.diff([*starts, 1550]).tolist() == (
+    [60] * 11 + [60] * 8 + [50] + [60] * 6
+  )
+  mono = np.concatenate([splits[name].groups for name in _SPLITS[:3]])
+  assert len(np.unique(mono)) == 19
+
+
 @pytest.mark.parametrize(
   ('name', 'cells', 'defects'),
   [

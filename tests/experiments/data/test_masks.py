@@ -213,6 +213,19 @@ def test_camvid_in_segnet_s_layout(tmp_path, suffix):
   assert dusk.names == (f'train/0001TP_9{suffix}', f'test/0001TP_3{suffix}')
 
 
+def test_frames_that_follow_one_another_are_a_group(tmp_path):
+  names = [f'{drive}_{i:02d}' for drive in ('A', 'B') for i in range(12)]
+  camvid(tmp_path, 'test', *names, mask=IDS % 11)
+  source = open_camvid(tmp_path, split='test')
+  expected = [0] * 10 + [1] * 2 + [2] * 10 + [3] * 2
+  assert source.groups.tolist() == expected
+  fog = {'corruption': {'name': 'fog', 'severity': 1}, 'limit': 9}
+  some = open_camvid(tmp_path, split='test', **fog)
+  assert some.groups.tolist() == [
+    expected[names.index(name[5:-4])] for name in some.names
+  ]
+
+
 @pytest.mark.parametrize(
   ('keys', 'message'),
   [

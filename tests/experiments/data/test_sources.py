@@ -46,7 +46,7 @@ class Unlabelled:
   """A source whose labels are not known, as TFDS's."""
 
   class_names = ('a', 'b')
-  labels = names = None
+  labels = names = groups = None
 
   def __len__(self):
     return 100
@@ -277,6 +277,26 @@ def test_joined_is_one_after_the_other(data_dir):
     assert joined[i]['label'] == example['label'] == label
   again = pickle.loads(pickle.dumps(joined))
   assert again.ids == joined.ids
+
+
+def test_groups_of_what_is_joined_stay_apart(data_dir):
+  part = {'shares': (0.5, 0.5), 'seed': 0}
+  specs = {
+    name: {'kind': 'elpv', 'split': 'val', 'part': {**part, 'take': take}}
+    for name, take in (('a', 0), ('b', 1))
+  }
+  joined = sources.open_source({'kind': 'joined', 'of': specs}, data_dir)
+  apart = [
+    sources.open_source(spec, data_dir).groups for spec in specs.values()
+  ]
+  assert not set(apart[0]) & set(apart[1])
+  sizes = [np.unique(groups, return_counts=True)[1] for groups in apart]
+  found = np.unique(joined.groups, return_counts=True)[1]
+  assert found.tolist() == [*sizes[0], *sizes[1]]
+  alone = {'kind': 'folder', 'path': 'animals'}
+  specs = {'a': alone, 'b': alone}
+  joined = sources.open_source({'kind': 'joined', 'of': specs}, data_dir)
+  assert joined.groups is None
 
 
 @pytest.mark.parametrize(

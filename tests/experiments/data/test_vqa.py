@@ -4,7 +4,7 @@ import os
 import numpy as np
 import pytest
 
-from experiments.data import images, sources, vqa
+from experiments.data import images, questions, sources, vqa
 from tests.experiments.data import vqa_files
 
 ROOTS = {'textvqa': 'openimages', 'vizwiz': 'vizwiz'}
@@ -44,6 +44,17 @@ def test_training_is_all_of_train2014(folder):
   assert source.questions[0].answers == tuple(vqa_files.TEN)
   assert source.questions[0].kind == 'yes/no'
   assert source.ids[1] == f'{os.path.realpath(file)}: is cat 1 red?'
+
+
+def test_questions_of_a_group_or_an_image_belong_together(tmp_path):
+  asked = tuple(
+    questions.Question(str(i), image, '?', ('yes',), group=group)
+    for i, (image, group) in enumerate(
+      [('a.png', ''), ('b.png', ''), ('a.png', ''), ('a.png', '7')]
+    )
+  )
+  found = questions.Questions(tmp_path, asked).groups.tolist()
+  assert [found.index(group) for group in found] == [0, 1, 0, 3]
 
 
 @pytest.mark.parametrize('held_out', [5, 6])

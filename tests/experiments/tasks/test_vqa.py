@@ -150,14 +150,3 @@ def test_edited_images_keep_their_answer():
     'outside': 0.5,
     'kept': 0.5,
   }
-
-
-def test_questions_of_a_group_or_an_image_are_drawn_together():
-  asked = [
-    questions.Question(str(i), image, '?', ('yes',), group=group)
-    for i, (image, group) in enumerate(
-      [('a.png', ''), ('b.png', ''), ('a.png', ''), ('a.png', '7')]
-    )
-  ]
-  found = vqa.AnsweredSet(range(4), info=asked).groups
-  assert [found.index(group) for group in found] == [0, 1, 0, 3]
