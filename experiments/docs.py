@@ -2,9 +2,10 @@
 
 python -m experiments.docs [--check]
 
-Behind a line `<!-- table: NAME -->` of a page stands the table of that name, a
-key of `TABLES` or a file of rows, of a study or of its step on TPUs. This
-writes them anew; --check writes nothing, and fails where a page is not what its
+Behind a line `<!-- table: NAME -->` of a page stands the table of that name: a
+key of `TABLES`; a file of rows, of a study or of its step on TPUs; or FILE:
+TITLE, one of the tables that `evidence.readings` makes of a study's rows, or
+its Tuning. This writes them anew; --check writes nothing, and fails where a page is not what its
 rows say, or where its text has a number that none of its tables has.
 """
 
@@ -13,7 +14,7 @@ import pathlib
 import re
 import sys
 
-from experiments import benchmark, evidence, report, topology
+from experiments import benchmark, evidence, report, sweep, topology
 
 _ROOT = pathlib.Path(__file__).parents[1]
 _RESULTS = pathlib.Path(__file__).parent / 'results'
@@ -62,11 +63,15 @@ def _study_in_short(name):
   )
 
 
-def _compared(name):
-  """Every method against AdamW, paired by seed."""
-  rows = _rows(name)
-  table = evidence.comparisons(rows, rows[0]['means'], evidence.REFERENCE)
-  return report.markdown(table)
+def _reading(name):
+  """Of FILE: TITLE."""
+  file, title = name.split(': ')
+  rows = _rows(file)
+  if title == 'Tuning':
+    tuned = [row for row in rows if row['phase'] == 'tuning']
+    return sweep.table(tuned, evidence.finals(rows))
+  found = evidence.readings(rows, rows[0]['means'], evidence.REFERENCE)
+  return report.markdown(found[title])
 
 
 def _costs_in_short():
@@ -104,7 +109,6 @@ def _costs_in_short():
 
 TABLES = {
   'elpv, in short': functools.partial(_study_in_short, 'elpv'),
-  'sentiment, compared': functools.partial(_compared, 'sentiment'),
   'costs': lambda: benchmark.table(_rows('benchmark')),
   'costs, in short': _costs_in_short,
 }
@@ -115,11 +119,13 @@ def write(text):
 
   Raises:
     FileNotFoundError: of a table whose rows are not there.
+    KeyError: they have no such table.
   """
 
   def anew(match):
     name = match['name']
-    table = TABLES.get(name, functools.partial(_whole, name))()
+    other = functools.partial(_reading if ': ' in name else _whole, name)
+    table = TABLES.get(name, other)()
     return f'<!-- table: {name} -->\n\n{table.strip()}\n'
 
   return _MARK.sub(anew, text)

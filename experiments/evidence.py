@@ -307,30 +307,39 @@ def readings(rows, means, reference):
   """The tables of a study's rows, `{title: lines}`.
 
   Of a sweep: of the settings that ID validation chose, of those within a
-  standard error, of the controls, and at the reference's ID score. Of another
-  study, its comparisons.
+  standard error, of the controls of each setting with SPD, compared with it,
+  and at the reference's ID score. Of another study, its comparisons.
   """
   found = {}
   own = [r for r in of_reading(rows, 'id') if family(r) == reference]
-  compared = f'Compared with {own[0]["label"]}' if own else ''
 
-  def add(title, rows):
+  def add(title, rows, own):
     if title:
       found[title] = report.lines(rows, means, in_short(rows, means))
       title += '. '
-    found[title + compared] = comparisons(rows, means, reference)
+    compared = f'Compared with {own[0]["label"]}' if own else ''
+    theirs = family(own[0]) if own else reference
+    found[title + compared] = comparisons(rows, means, theirs)
 
   if any(row.get('reading') for row in rows):
-    add('Settings chosen on ID validation', of_reading(rows, 'id'))
+    add('Settings chosen on ID validation', of_reading(rows, 'id'), own)
     add(
       'Strongest pull within one standard error on ID validation',
       of_reading(rows, 'one_se'),
+      own,
     )
   elif own:
-    add('', of_reading(rows, 'id'))
+    add('', of_reading(rows, 'id'), own)
   controls = [row for row in rows if row.get('phase') == 'control']
-  if controls:
-    add('Controls', own + controls)
+  for name in dict.fromkeys(row['matched_to'] for row in controls):
+    matching = [row for row in controls if row['matched_to'] == name]
+    seeds = {row['seed'] for row in matching}
+    spd = [
+      row
+      for row in finals(rows)
+      if row['method'] == name and row['seed'] in seeds
+    ]
+    add(f'Controls of {spd[0]["label"]}', spd + matching, spd)
   if swept := sweep(rows):
     found['At the same ID score'] = matched(swept, means, reference)
   return {title: table for title, table in found.items() if table}

@@ -161,10 +161,14 @@ def study():
     settings = {} if name == 'probe' else {'learning_rate': 1e-4}
     rows += swept(method, name, settings, points, reading, 'final')
   settings = {'learning_rate': 1e-4, 'stopped': 3}
-  rows += swept(
+  controls = swept(
     'stopped', 'adamw', settings, (0.88, 0.7, 0.7), ['id'], 'control'
   )
-  return rows
+  # Of its own family, too, and of one seed of two.
+  controls += swept(
+    'drawn', 'spd', settings, (0.88, 0.4, 0.7), ['id'], 'control'
+  )[:1]
+  return rows + [{**row, 'matched_to': 'spd_0.0001_0.3'} for row in controls]
 
 
 def test_a_reading_has_its_own_settings_and_what_is_not_tuned():
@@ -224,12 +228,15 @@ def test_the_readings_of_a_sweep_and_of_another_study():
     'Strongest pull within one standard error on ID validation',
     'Strongest pull within one standard error on ID validation. Compared with '
     'ADAMW, lr 0.0001',
-    'Controls',
-    'Controls. Compared with ADAMW, lr 0.0001',
+    'Controls of SPD, lr 0.0001',
+    'Controls of SPD, lr 0.0001. Compared with SPD, lr 0.0001',
     'At the same ID score',
   ]
   first = named(found['Settings chosen on ID validation'])
   assert set(first) == {'ADAMW, lr 0.0001', 'SPD, lr 0.0001', 'PROBE'}
+  control = named(list(found.values())[5])
+  assert control['ADAMW, lr 0.0001']['Δ OOD mean acc'] == '+0.200'
+  assert control['SPD, lr 0.0001']['Δ OOD mean acc'] == '-0.100'
   plain = paired('adamw', [0.0, 0.0]) + paired('spd', [0.1, 0.2])
   assert list(evidence.readings(plain, MEANS, 'adamw')) == [
     'Compared with adamw'
