@@ -4,6 +4,9 @@ Letters in names: B images, h x w tokens of a stage's grid, T = window^2 tokens
 of a window, n windows of an image, N rows, H heads, K features of a head, D the
 width of a stage.
 
+A grid that the windows do not divide is padded, and shifted then, as
+transformers does and the authors for dense prediction; timm shifts it first.
+
 References:
   Liu et al., "Swin Transformer: Hierarchical Vision Transformer using Shifted
   Windows", 2021.

@@ -86,6 +86,7 @@ _ARCHITECTURE = re.compile(
 # Keys of timm and open_clip that are read,
 _READ = (
   *('embed_dim', 'depth', 'num_heads', 'mlp_ratio', 'patch_size', 'img_size'),
+  *('depths', 'window_size'),
   *('vision_cfg', 'text_cfg', 'quick_gelu'),
   *('width', 'layers', 'head_width', 'heads', 'image_size'),
   *('vocab_size', 'context_length'),
@@ -318,8 +319,11 @@ def _timm(path, given):
   name = given['architecture']
   # Until 2023 what is in pretrained_cfg stood at the top.
   pixels = given.get('pretrained_cfg') or given
-  if values := swin_files.of_timm(name):
-    _check_usual(f'{path}: model_args.', given.get('model_args') or {})
+  args = given.get('model_args') or {}
+  if values := swin_files.of_timm(name, args):
+    # The head's pooling, which is not read with it.
+    own = {key: value for key, value in args.items() if key != 'global_pool'}
+    _check_usual(f'{path}: model_args.', own)
     values |= {'mean': pixels['mean'], 'std': pixels['std']}
     return _facts(f'{path}: the ', values, f' of {name}')
   match = _ARCHITECTURE.fullmatch(name)
@@ -333,7 +337,6 @@ def _timm(path, given):
   size, distilled, patch_size, kind = match.groups()
   width, depth, num_heads = _SIZES[size]
   pooled = {'global_pool': given.get('global_pool')}
-  args = given.get('model_args') or {}
   _check_usual(f'{path}: ', pooled)
   _check_usual(f'{path}: model_args.', args)
   width = args.get('embed_dim', width)

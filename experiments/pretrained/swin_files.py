@@ -55,19 +55,24 @@ def of_transformers(path, given):
   return {field: (given[key], key) for field, key in _TRANSFORMERS.items()}
 
 
-def of_timm(architecture):
-  """`{field: value}` of timm's name of a Swin; None of another model."""
+def of_timm(architecture, args):
+  """`{field: value}` of a Swin of timm; None of another model.
+
+  Args:
+    architecture: its name.
+    args: `{key: value}`, that the model was made with besides.
+  """
   if not (match := _ARCHITECTURE.fullmatch(architecture)):
     return None
   size, patch_size, window = match.groups()
   width, depths, num_heads = _SIZES[size]
   return {
     'family': 'swin',
-    'width': width,
-    'depths': depths,
-    'num_heads': num_heads,
-    'window': int(window),
-    'patch_size': int(patch_size),
-    'mlp_ratio': 4,
+    'width': args.get('embed_dim', width),
+    'depths': tuple(args.get('depths', depths)),
+    'num_heads': tuple(args.get('num_heads', num_heads)),
+    'window': args.get('window_size', int(window)),
+    'patch_size': args.get('patch_size', int(patch_size)),
+    'mlp_ratio': args.get('mlp_ratio', 4),
     'eps': 1e-5,
   }

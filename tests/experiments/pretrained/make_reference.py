@@ -33,6 +33,7 @@ GRID, PATCH = 5, 4
 WIDE = (28, 16)  # pixels: another image size than the model's
 # For Swin, one that neither patches, nor windows, nor the merging divide.
 ODD = (27, 35)
+EVEN = 48
 TEXTS = (
   'a photo of a cat.',
   'A  Photo of\na CAT!',
@@ -86,6 +87,7 @@ def main():
     ('timm_dinov2', 'vit_small_patch14_dinov2'),
   ):
     write_timm(name, architecture)
+  write_timm_swin()
   write_open_clip()
   for name in exports.NAMES:
     write_export(name)
@@ -172,6 +174,38 @@ def write_timm(name, architecture):
     timm.models.save_for_hf, model, model_args=sizes, safe_serialization=True
   )
   write(name, model, save, wide=None, hidden=model.forward_features)
+
+
+def write_timm_swin():
+  """At a size that windows divide: others timm shifts before it pads them."""
+  sizes = {
+    'img_size': EVEN,
+    'embed_dim': 8,
+    'depths': (2, 2),
+    'num_heads': (2, 4),
+    'window_size': 3,
+    'mlp_ratio': 2.0,
+  }
+  model = timm.create_model(
+    'swin_tiny_patch4_window7_224', num_classes=3, **sizes
+  )
+  save = functools.partial(
+    timm.models.save_for_hf, model, model_args=sizes, safe_serialization=True
+  )
+
+  def stage(images):
+    first, _ = model.forward_intermediates(images, intermediates_only=True)
+    return first.permute(0, 2, 3, 1)
+
+  write(
+    'timm_swin',
+    model,
+    save,
+    size=EVEN,
+    wide=None,
+    hidden=model.forward_features,
+    stage=stage,
+  )
 
 
 def write_open_clip():
@@ -274,7 +308,7 @@ def hidden_of(model, **kwargs):
   return lambda images: model(images, **kwargs).last_hidden_state
 
 
-def write(name, model, save=None, *, wide=WIDE, **outputs):
+def write(name, model, save=None, *, size=GRID * PATCH, wide=WIDE, **outputs):
   """Randomises a model, saves it, and then its outputs."""
   model.eval()
   generator = torch.Generator().manual_seed(0)
@@ -289,14 +323,14 @@ def write(name, model, save=None, *, wide=WIDE, **outputs):
   model.double()
   rng = np.random.default_rng(0)
   arrays = {}
-  sizes = {'': (GRID * PATCH,) * 2, **({'wide_': wide} if wide else {})}
-  for size, pixels in sizes.items():
+  sizes = {'': (size, size), **({'wide_': wide} if wide else {})}
+  for prefix, pixels in sizes.items():
     images = rng.normal(size=(2, *pixels, 3)).astype(np.float16)
-    arrays[f'{size}images'] = images
+    arrays[f'{prefix}images'] = images
     images = torch.tensor(images.transpose(0, 3, 1, 2), dtype=torch.float64)
     with torch.no_grad():
       for output, function in outputs.items():
-        arrays[size + output] = function(images).numpy().astype(np.float32)
+        arrays[prefix + output] = function(images).numpy().astype(np.float32)
   np.savez_compressed(FOLDER / name / 'outputs.npz', **arrays)
 
 
@@ -311,8 +345,8 @@ def write_texts(name, tokenizer, features):
 
 
 def is_embedding(parameter):
-  if 'embeddings.norm' in parameter:  # Swin's
-    return False
+  if 'embeddings.norm' in parameter or 'patch_embed.norm' in parameter:
+    return False  # Swin's
   return any(part in parameter for part in ('embed', 'token', 'conv1'))
 
 

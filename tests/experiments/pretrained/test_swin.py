@@ -1,4 +1,4 @@
-"""Swin, against the outputs of transformers; make_reference.py wrote them."""
+"""Swin, against what transformers and timm compute; see make_reference.py."""
 
 import dataclasses
 import json
@@ -62,6 +62,15 @@ def test_remat_and_other_configs(folder, tmp_path, changes):
   *_, last = run(load.load_swin(config, tmp_path), outputs['images'])
   apart = np.abs(last.reshape(2, -1, 16) - outputs['hidden']).max()
   assert (apart < 1e-5) == (config.eps == CONFIG.eps)
+
+
+def test_a_file_of_timm_gives_what_timm_computes(reference):
+  folder = reference / 'timm_swin'
+  outputs = np.load(folder / 'outputs.npz')
+  assert load.model_config('', folder) == CONFIG  # its model_args are read
+  first, last = run(load.load_swin(CONFIG, folder), outputs['images'])
+  np.testing.assert_allclose(first, outputs['stage'], atol=1e-5)
+  np.testing.assert_allclose(last, outputs['hidden'], atol=1e-5)
 
 
 def timm_names(tensors, *, late):
