@@ -73,15 +73,14 @@ def write(folder, rows, reference=evidence.REFERENCE):
   rows = [{'folder': str(folder), **row} for row in rows]
   means = rows[0]['means']
   shown = evidence.of_reading(rows, 'id') or rows
-  number = len({row['seed'] for row in shown})
-  title = report.heading(rows[0]['title'], number)
+  title = _title(shown)
   tables = evidence.readings(rows, means, reference)
   names = []
   if tables:
     text = [f'## {t}\n\n{report.markdown(x)}\n' for t, x in tables.items()]
     report.write(folder / 'comparisons.md', '\n'.join(text))
     names.append('comparisons.md')
-  drawn = _draw(folder, rows, shown, means, title)
+  drawn = _draw(folder, rows, shown, means)
   parts = [
     _section('What was run', _description(_about(rows))),
     _section('Results', _table(report.lines(shown, means))),
@@ -99,7 +98,11 @@ def write(folder, rows, reference=evidence.REFERENCE):
   return [*names, *drawn, 'report.html']
 
 
-def _draw(folder, rows, shown, means, title):
+def _title(rows):
+  return report.heading(rows[0]['title'], len({row['seed'] for row in rows}))
+
+
+def _draw(folder, rows, shown, means):
   """Draws what there is to draw, `{file: caption}`."""
   swept = evidence.sweep(rows)
   plots = {}
@@ -115,11 +118,13 @@ def _draw(folder, rows, shown, means, title):
     plots[f'layers_{method}.png'] = figures.plot_layers, runs
   drawn = {}
   for name, (plot, *args) in plots.items():
-    label = ''
+    label, own = '', shown
+    if args[0] is swept:
+      own = swept
     if plot is figures.plot_layers:
       method = name.removeprefix('layers_').removesuffix('.png')
       label = next(r['label'] for r in rows if r['method'] == method) + ': '
-    text = plot(*args, folder / name, label + title)
+    text = plot(*args, folder / name, label + _title(own))
     if text is not None:
       drawn[name] = text
   return drawn
