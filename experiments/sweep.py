@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import checks, log, optimizers, report
+from experiments import checks, evidence, log, optimizers, report
 from experiments.configs import base
 
 KEYS = ('rate', 'weight_decay', 'spd', 'alpha')
@@ -297,26 +297,30 @@ def passes(config, rows, num_val) -> Iterator[Pass]:
 
 
 def table(tuned, final):
-  """A Markdown table of the tuning, a line a setting, by validation alone.
+  """A Markdown table of the tuning, a line a setting.
+
+  Validation, which chose, stands first; the test scores are shown, and chose
+  nothing.
 
   Args:
     tuned: rows of tuning, one or more.
     final: rows of what was chosen.
   """
   chosen = {row['method']: row['reading'] for row in final}
-  lines = [['method', 'validation', '‖θ-θ₀‖', 'chosen']]
-  for rows in report.group(tuned):
+  means = tuned[0]['means']
+  lines = report.lines(tuned, means, evidence.in_short(tuned, means))
+  lines[0] = [lines[0][0], 'validation', 'chosen', *lines[0][1:]]
+  for i, rows in enumerate(report.group(tuned), 1):
     scores = [validation(row) for row in rows]
     spread = f' ± {np.std(scores, ddof=1):.3f}' if len(scores) > 1 else ''
     reading = ', '.join(chosen.get(rows[0]['method'], ()))
-    lines.append(
-      [
-        rows[0]['label'],
-        f'{np.mean(scores):.3f}{spread}',
-        f'{np.mean([row["deviation"] for row in rows]):.3f}',
-        {'id': 'ID', 'one_se': '1 SE'}.get(reading, reading and 'ID, 1 SE'),
-      ]
-    )
+    name, *others = lines[i]
+    lines[i] = [
+      name,
+      f'{np.mean(scores):.3f}{spread}',
+      {'id': 'ID', 'one_se': '1 SE'}.get(reading, reading and 'ID, 1 SE'),
+      *others,
+    ]
   return report.markdown(lines)
 
 
