@@ -67,7 +67,7 @@ def _study_in_short(name):
 def _reading(name):
   """Of FILE: TITLE."""
   file, title = name.split(': ')
-  rows = _rows(file)
+  (rows,) = report.read_studies([_RESULTS / f'{file}.jsonl']).values()
   if title == 'Tuning':
     tuned = [row for row in rows if row['phase'] == 'tuning']
     return sweep.table(tuned, evidence.finals(rows))

@@ -96,19 +96,45 @@ def read_draws(folder, row):
   """The draws of a row, `{set: {metric: [R]}}`; {} where none were kept.
 
   Args:
-    folder: of the file of rows.
+    folder: of the file of rows; or the file that `pack` wrote.
     row: of a study.
   """
-  name, seed = row['method'], row['seed']
-  # Rows of `main` lie in a folder of their own.
-  files = [path(f, name, seed) for f in (folder, pathlib.Path(folder).parent)]
-  file = next((file for file in files if file.exists()), None)
+  name, seed, start = row['method'], row['seed'], ''
+  if pathlib.Path(folder).suffix == '.npz':
+    file, start = pathlib.Path(folder), f'{name}_{seed}/'
+  else:
+    # Rows of `main` lie in a folder of their own.
+    files = [path(f, name, seed) for f in (folder, pathlib.Path(folder).parent)]
+    file = next((file for file in files if file.exists()), None)
   if file is None:
     return {}
   found = {}
   with np.load(file) as arrays:
     for key in arrays.files:
-      name, _, rest = key.partition('/draws/')
-      if rest:
+      name, _, rest = key.removeprefix(start).partition('/draws/')
+      if rest and key.startswith(start):
         found.setdefault(name, {})[rest] = arrays[key]
   return found
+
+
+def pack(rows, file):
+  """Writes the draws of the first metric of all rows as one small file.
+
+  Args:
+    rows: of a study, with `folder`; those of tuning are left out.
+    file: an .npz; beside NAME.jsonl with the rows it is NAME.npz, see `report`.
+
+  Returns:
+    The number of rows that have draws.
+  """
+  arrays, number = {}, 0
+  for row in rows:
+    if row.get('phase') != 'tuning':
+      metric = next(iter(row['metrics']['val']))
+      found = read_draws(row['folder'], row)
+      number += bool(found)
+      for name, drawn in found.items():
+        key = f'{row["method"]}_{row["seed"]}/{name}/draws/{metric}'
+        arrays[key] = drawn[metric].astype(np.float32)
+  files.write_arrays(pathlib.Path(file), arrays)
+  return number

@@ -1,10 +1,13 @@
 """Rows -> tables and JSON.
 
 python -m experiments.report ROWS.jsonl ... [--reference=METHOD] [--output=DIR]
+                             [--draws=NAME.npz]
 
 Prints the table of each study's rows, and where there are several seeds that of
 every method against the reference, adamw if it is left out. Of one study
---output writes the page and the figures that compare does, but for histories.
+--output writes the page and the figures that compare does, but for histories;
+--draws writes what the intervals need of outputs/, to go with a copy of the
+rows: beside NAME.jsonl lies NAME.npz.
 """
 
 import functools
@@ -330,13 +333,19 @@ def read_studies(paths):
           'of compare or main.'
         )
       rows = studies.setdefault(row['title'], [])
-      rows.append({'folder': str(pathlib.Path(path).parent), **row})
+      rows.append({'folder': _folder(path), **row})
       if _shown(row) != _shown(rows[0]):
         raise ValueError(
           f'{path}, line {number} has other sets, metrics or means than the '
           f'first row of {row["title"]!r}; give the files one by one.'
         )
   return studies
+
+
+def _folder(path):
+  """Where the draws of a file of rows are: packed beside it, or its folder."""
+  packed = pathlib.Path(path).with_suffix('.npz')
+  return str(packed if packed.exists() else packed.parent)
 
 
 def _shown(row):
@@ -346,9 +355,9 @@ def _shown(row):
 
 def main(arguments):
   """Prints the tables of files of rows, and writes their page."""
-  from experiments import evidence, page  # which need this module
+  from experiments import evidence, examples, page  # which need this module
 
-  options, paths = {'--reference': '', '--output': ''}, []
+  options, paths = {'--reference': '', '--output': '', '--draws': ''}, []
   if arguments == ['--help']:
     print(__doc__)
     return
@@ -360,7 +369,7 @@ def main(arguments):
       paths.append(argument)
   if not paths or any(path.startswith('-') for path in paths):
     sys.exit('report: python -m experiments.report ROWS.jsonl ...; see --help.')
-  reference, output = options.values()
+  reference, output, draws = options.values()
   try:
     studies = read_studies(paths)
     for title, rows in studies.items():
@@ -370,11 +379,12 @@ def main(arguments):
           f'--reference={reference} is no method of {title!r}; name one of '
           f'{", ".join(known)}.'
         )
-    if output and len(studies) > 1:
-      raise ValueError(
-        f'--output={output} is of one study, the files have {len(studies)}: '
-        f'{"; ".join(studies)}; give the files of one.'
-      )
+    for key in ('--output', '--draws'):
+      if options[key] and len(studies) > 1:
+        raise ValueError(
+          f'{key}={options[key]} is of one study, the files have '
+          f'{len(studies)}: {"; ".join(studies)}; give the files of one.'
+        )
     for title, rows in studies.items():
       means = rows[0]['means']
       number = len({row['seed'] for row in evidence.finals(rows) or rows})
@@ -382,6 +392,8 @@ def main(arguments):
       tables = evidence.readings(rows, means, reference or evidence.REFERENCE)
       for name, one in tables.items():
         print(f'{name}\n\n{markdown(one)}\n')
+    if draws:
+      print(f'{draws}: of {examples.pack(rows, draws)} rows')
     if output:
       pathlib.Path(output).mkdir(parents=True, exist_ok=True)
       files = page.write(output, rows, reference or evidence.REFERENCE)

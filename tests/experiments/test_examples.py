@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from experiments import evaluate, examples
+from experiments import evaluate, examples, report
 from experiments.tasks import classification
 
 
@@ -85,6 +85,36 @@ def test_what_is_written_is_read_by_set_and_metric(tmp_path, deeper):
   with np.load(tmp_path / 'outputs' / 'spd_0.npz') as arrays:
     np.testing.assert_array_equal(arrays['ID/outputs/x'], [0, 1, 2])
   assert len(list((tmp_path / 'outputs').iterdir())) == 1
+
+
+def test_draws_go_with_a_copy_of_the_rows(tmp_path):
+  rows = []
+  for i, (method, phase) in enumerate(
+    [('spd', 'final'), ('adamw', 'control'), ('adam', 'tuning')]
+  ):
+    kept = examples.Kept()
+    kept('ID', Means(), {'x': i + np.arange(3.0)}, evaluate.EvalSet(range(3)))
+    kept.write(examples.path(tmp_path, method, 0))
+    rows.append({'method': method, 'seed': 0, 'phase': phase})
+  rows = [
+    {'title': 'a study', 'means': {}, 'metrics': {'val': {'mean': 0}}, **row}
+    for row in rows
+  ]
+  rows = [dict.fromkeys(report._OF_ROWS, 0) | row for row in rows]
+  whole = [{'folder': str(tmp_path), **row} for row in rows]
+  assert examples.pack(whole, tmp_path / 'copy' / 'mine.npz') == 2
+  assert [file.name for file in (tmp_path / 'copy').iterdir()] == ['mine.npz']
+  packed = str(tmp_path / 'copy' / 'mine.npz')
+  for row in rows[:2]:
+    found = examples.read_draws(packed, row)['ID']['mean']
+    expected = examples.read_draws(tmp_path, row)['ID']['mean']
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+  assert examples.read_draws(packed, rows[2]) == {}
+  report.write_jsonl(tmp_path / 'copy' / 'mine.jsonl', rows)
+  report.write_jsonl(tmp_path / 'copy' / 'other.jsonl', rows)
+  for name, folder in (('mine', packed), ('other', str(tmp_path / 'copy'))):
+    (found,) = report.read_studies([tmp_path / f'copy/{name}.jsonl']).values()
+    assert {row['folder'] for row in found} == {folder}
 
 
 def test_large_sets_are_not_drawn_from(tmp_path, monkeypatch):
