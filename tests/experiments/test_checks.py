@@ -5,12 +5,11 @@ import pathlib
 
 import pytest
 
-from experiments import checks, main, parallel, study, sweep
+from experiments import checks, main, parallel, study
 from experiments.configs import (
   base,
   domainnet,
   elpv,
-  evidence,
   imagenet,
   images,
   pacs,
@@ -207,15 +206,6 @@ def test_studies_that_are_shipped(config):
     if not config.methods[name].optimizer:
       del config.methods[name]
   check_keys(config)
-
-
-@pytest.mark.parametrize('arg', evidence.STUDIES)
-def test_every_family_of_the_evidence_has_the_same_budget(arg):
-  config = evidence.get_config(arg)
-  check_keys(config)
-  for family in config.sweep:
-    settings = sweep.settings_of(config, family)
-    assert len(settings) == (3 if family == 'wise_ft' else 6)
 
 
 def test_workers_that_have_nothing_to_read(tmp_path):

@@ -253,12 +253,13 @@ def test_a_checkpoint_that_cannot_be_written(noise, tmp_path):
   process = runs.start(full_at=8)
   printed, _ = process.communicate(timeout=60)
   assert process.returncode == 1
-  last = printed.rstrip().splitlines()[-1]
-  assert last.startswith('main: A checkpoint cannot be written'), printed
+  # Orbax's threads may still be printing why.
+  told = re.search('main: A checkpoint cannot be written.*', printed)
+  assert told, printed
   kept = sorted(path.name for path in (runs.folder / 'checkpoints').iterdir())
   kept = [name for name in kept if name.isdigit()]
   assert kept
-  assert f'Those before it are untouched: {", ".join(kept)}.' in last
+  assert f'Those before it are untouched: {", ".join(kept)}.' in told[0]
   assert runs.step() < 24
   # What was there before it goes on.
   runs.run()
