@@ -108,11 +108,11 @@ def verdict(group, difference):
     return 'did not act'
   if difference.n < 2:
     return 'one seed'
-  # No spread: both are computed without anything that a seed changes.
-  surely = np.isnan(difference.p) or difference.p < _ALPHA
-  if surely and difference.low > 0:
+  if np.isnan(difference.p):
+    return 'no spread over seeds'
+  if difference.p < _ALPHA and difference.low > 0:
     return 'better'
-  if surely and difference.high < 0:
+  if difference.p < _ALPHA and difference.high < 0:
     return 'worse'
   return 'no difference shown'
 
@@ -317,11 +317,11 @@ def readings(rows, means, reference):
     if title:
       found[title] = report.lines(rows, means, in_short(rows, means))
       title += '. '
-    compared = f'Compared with {own[0]["label"]}' if own else ''
-    theirs = family(own[0]) if own else reference
-    found[title + compared] = comparisons(rows, means, theirs)
+    if own:
+      title += f'Compared with {own[0]["label"]}'
+      found[title] = comparisons(rows, means, family(own[0]))
 
-  if any(row.get('reading') for row in rows):
+  if any(row.get('reading') for row in finals(rows)):
     add('Settings chosen on ID validation', of_reading(rows, 'id'), own)
     add(
       'Strongest pull within one standard error on ID validation',
@@ -339,7 +339,8 @@ def readings(rows, means, reference):
       for row in finals(rows)
       if row['method'] == name and row['seed'] in seeds
     ]
-    add(f'Controls of {spd[0]["label"]}', spd + matching, spd)
+    label = spd[0]['label'] if spd else name
+    add(f'Controls of {label}', spd + matching, spd)
   if swept := sweep(rows):
     found['At the same ID score'] = matched(swept, means, reference)
   return {title: table for title, table in found.items() if table}

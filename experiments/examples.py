@@ -122,11 +122,16 @@ def pack(rows, file):
 
   Args:
     rows: of a study, with `folder`; those of tuning are left out.
-    file: an .npz; beside NAME.jsonl with the rows it is NAME.npz, see `report`.
+    file: NAME.npz; `report` finds it beside NAME.jsonl with the rows.
 
   Returns:
     The number of rows that have draws.
+
+  Raises:
+    ValueError: none has, or the file is to have another name.
   """
+  if pathlib.Path(file).suffix != '.npz':
+    raise ValueError(f'{file} is to end in .npz.')
   arrays, number = {}, 0
   for row in rows:
     if row.get('phase') != 'tuning':
@@ -134,7 +139,12 @@ def pack(rows, file):
       found = read_draws(row['folder'], row)
       number += bool(found)
       for name, drawn in found.items():
-        key = f'{row["method"]}_{row["seed"]}/{name}/draws/{metric}'
-        arrays[key] = drawn[metric].astype(np.float32)
+        if metric in drawn:
+          key = f'{row["method"]}_{row["seed"]}/{name}/draws/{metric}'
+          arrays[key] = drawn[metric].astype(np.float32)
+  if not number:
+    raise ValueError(
+      f'{file}: no row has draws; give the rows.jsonl beside outputs/.'
+    )
   files.write_arrays(pathlib.Path(file), arrays)
   return number

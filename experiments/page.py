@@ -118,13 +118,12 @@ def _draw(folder, rows, shown, means):
     plots[f'layers_{method}.png'] = figures.plot_layers, runs
   drawn = {}
   for name, (plot, *args) in plots.items():
-    label, own = '', shown
-    if args[0] is swept:
-      own = swept
+    label = ''
+    title = _title(swept if args[0] is swept else shown)
     if plot is figures.plot_layers:
       method = name.removeprefix('layers_').removesuffix('.png')
       label = next(r['label'] for r in rows if r['method'] == method) + ': '
-    text = plot(*args, folder / name, label + _title(own))
+    text = plot(*args, folder / name, label + title)
     if text is not None:
       drawn[name] = text
   return drawn

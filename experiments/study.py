@@ -106,14 +106,14 @@ def load(config, sources, progress):
 
 def _alike(sets, sources):
   """The sets, each with the first one that has the same examples, if any."""
-  first, found = {}, {}
+  first, found = {}, dict(sets)
   for name, one in sets.items():
-    found[name] = one
-    ids = getattr(sources[name], 'ids', None)  # packed rows of text have none
-    if name not in ('train', 'val') and ids is not None:
-      like = first.setdefault(tuple(ids), name)
-      if like != name:
-        found[name] = dataclasses.replace(one, like=like)
+    # The training set can be large; packed rows of text have no ids.
+    if name in ('train', 'val') or not hasattr(sources[name], 'ids'):
+      continue
+    like = first.setdefault(tuple(sources[name].ids), name)
+    if like != name:
+      found[name] = dataclasses.replace(one, like=like)
   return found
 
 

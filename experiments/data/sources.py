@@ -156,8 +156,8 @@ def part(source, shares, take, seed=0):
       f'part: take is {take}; the parts are 0 to {len(shares) - 1}.'
     )
   stops = np.cumsum([0, *shares])[take : take + 2]
-  if source.groups is not None:
-    return Rows(source, _rows_of_groups(source.groups, stops, seed))
+  if (groups := source.groups) is not None:
+    return Rows(source, _rows_of_groups(groups, stops, seed))
   labels = np.zeros(len(source)) if source.labels is None else source.labels
   rows = []
   for label in np.unique(labels):
@@ -230,7 +230,8 @@ class Rows:
   def __init__(self, source, rows):
     self.class_names = source.class_names
     self.labels = None if source.labels is None else source.labels[rows]
-    self.groups = None if source.groups is None else source.groups[rows]
+    groups = source.groups
+    self.groups = None if groups is None else groups[rows]
     self.names = source.names and tuple(source.names[row] for row in rows)
     if hasattr(source, 'sizes'):
       self.sizes = source.sizes[rows]

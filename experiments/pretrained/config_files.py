@@ -321,7 +321,7 @@ def _timm(path, given):
   pixels = given.get('pretrained_cfg') or given
   args = given.get('model_args') or {}
   if values := swin_files.of_timm(name, args):
-    # The head's pooling, which is not read with it.
+    # Of the head, which is not read.
     own = {key: value for key, value in args.items() if key != 'global_pool'}
     _check_usual(f'{path}: model_args.', own)
     values |= {'mean': pixels['mean'], 'std': pixels['std']}

@@ -66,6 +66,7 @@ def test_what_may_be_said():
     *paired('down', [-0.1, -0.11, -0.1, -0.12, -0.1]),
     *paired('open', [0.1, -0.1, 0.05, 0.0, 0.01]),
     *paired('idle', [0.1, 0.11, 0.1, 0.12, 0.1], selected=0.4, decayed=0.009),
+    *paired('same', [0.1, 0.1]),
     *paired('once', [0.3]),
     *paired('no seed of ours', [0.3], start=9),
   ]
@@ -75,6 +76,7 @@ def test_what_may_be_said():
     'down': 'worse',
     'open': 'no difference shown',
     'idle': 'did not act',
+    'same': 'no spread over seeds',
     'once': 'one seed',
   }
   assert table['once']['95 % interval'] == '-'
@@ -237,6 +239,9 @@ def test_the_readings_of_a_sweep_and_of_another_study():
   control = named(list(found.values())[5])
   assert control['ADAMW, lr 0.0001']['Δ OOD mean acc'] == '+0.200'
   assert control['SPD, lr 0.0001']['Δ OOD mean acc'] == '-0.100'
+  controls = [row for row in study() if row['phase'] == 'control']
+  found = evidence.readings(controls, MEANS, 'adamw')
+  assert 'Controls of spd_0.0001_0.3' in found  # of rows that are not there
   plain = paired('adamw', [0.0, 0.0]) + paired('spd', [0.1, 0.2])
   assert list(evidence.readings(plain, MEANS, 'adamw')) == [
     'Compared with adamw'

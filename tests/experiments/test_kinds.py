@@ -21,6 +21,7 @@ from experiments import (
   topology,
   train,
 )
+from experiments.data import sources
 from experiments.models import lora
 from tests.experiments import kinds, toy
 
@@ -58,6 +59,24 @@ _alone = {}  # the run of each kind and method on one device
 
 def run(config, name):
   return runs.run(config, load(config, name), name, 0)
+
+
+@pytest.mark.parametrize('cached', [False, True])
+@pytest.mark.parametrize(
+  'config', ['classification', 'segmentation', 'vqa'], indirect=True
+)
+def test_a_set_knows_which_of_its_examples_belong_together(
+  config, request, cached
+):
+  if cached:
+    name = request.node.callspec.params['config']
+    config.first_block = kinds.KINDS[name].first_block
+  opened = study.check(config)
+  name = next(iter(config.eval_sets))
+  opened[name] = sources.Mapped(opened[name], lambda image, index: image)
+  opened[name].groups = np.arange(len(opened[name])) // 2
+  found = study.load(config, opened, cli.progress).sets[name].groups
+  np.testing.assert_array_equal(found, opened[name].groups)
 
 
 # What LoRA adds to a way is the same for all kinds: of most of them two do.

@@ -7,7 +7,7 @@ import io
 import pytest
 from PIL import Image
 
-from experiments import page, report
+from experiments import figures, page, report
 from tests.experiments import test_evidence, test_figures
 
 _VOID = {'meta', 'img', 'br', 'hr'}
@@ -161,6 +161,23 @@ def test_a_sweep(tmp_path):
   assert 'not reached, 0.956 to 0.965' in found.texts['td']
 
 
+def test_a_figure_says_how_many_seeds_it_has(tmp_path, monkeypatch):
+  titles = {}
+
+  def keep(rows, means, file, title):
+    del rows, means
+    titles[file.name] = title.partition(': ')[2]
+
+  for name in ('plane', 'frontier', 'lambda', 'distance'):
+    monkeypatch.setattr(figures, f'plot_{name}', keep)
+  rows = about(test_evidence.study())  # two seeds of each, and now of some one
+  page.write(tmp_path, [{**r, 'history': {}} for r in rows if r['seed'] != 1])
+  assert titles.pop('plane.png') == '1 seed, a demonstration, not evidence'
+  assert titles == dict.fromkeys(
+    ('frontier.png', 'lambda.png', 'distance.png'), '2 seeds'
+  )
+
+
 def test_a_sweep_that_has_not_come_to_its_end(tmp_path):
   rows = [row for row in about(test_evidence.study()) if 'reading' not in row]
   rows = [{**row, 'history': {}} for row in rows]
@@ -191,6 +208,9 @@ def test_a_page_from_files_of_rows(tmp_path, capsys):
       ['more.jsonl', '--output=x'],
       'the files have 2: A study.*; another; give',
     ),
+    (['more.jsonl', '--draws=x.npz'], '--draws=x.npz is of one study'),
+    (['--draws=x.npz'], 'x.npz: no row has draws; give the rows.jsonl'),
+    (['--draws=x.json'], 'x.json is to end in .npz'),
   ],
 )
 def test_mistakes_of_the_command(tmp_path, monkeypatch, arguments, message):

@@ -414,7 +414,6 @@ def test_a_study_is_tuned_chosen_and_controlled(
   assert table.count('\n') == 2 + len({row['method'] for row in final})
   tuning = (folder / 'sweep.md').read_text()
   assert tuning.count('\n') == 2 + len({row['method'] for row in tuned})
-  assert 'ID' in tuning
   assert '1 SE' in tuning
   assert (folder / 'controls.md').exists()
   assert not (folder / 'params').exists()
@@ -479,6 +478,28 @@ def test_tables_tell_the_phases_apart():
   phases = ('tuning', 'final', 'final')
   rows = [{'method': 'a', 'phase': phase} for phase in phases]
   assert [len(group) for group in report.group(rows)] == [1, 2]
+
+
+def test_the_table_of_the_tuning_has_what_chose_first():
+  shared = dict.fromkeys(('selected', 'decayed', 'step', 'seconds'))
+  shared |= {'means': {}, 'phase': 'tuning', 'deviation': 2.0}
+  rows = [
+    {'method': name, 'label': name.upper(), 'seed': seed, **shared}
+    | {'metrics': {'val': {'accuracy': val}, 'ID': {'accuracy': 0.25}}}
+    for name, scores in (('weak', (0.5, 0.7)), ('mid', (0.8, 0.8)))
+    for seed, val in enumerate(scores)
+  ]
+  final = [{'method': 'mid', 'reading': ['id', 'one_se']}]
+  lines = [
+    [cell.strip() for cell in line.split('|')[1:-1]]
+    for line in sweep.table(rows, final).splitlines()
+  ]
+  assert lines[0][:4] == ['method', 'validation', 'chosen', 'ID acc']
+  assert lines[2][:4] == ['WEAK', '0.600 ± 0.141', '', '0.250 ± 0.000']
+  assert lines[3][:4] == ['MID', '0.800 ± 0.000', 'ID, 1 SE', '0.250 ± 0.000']
+  for reading, mark in (('id', 'ID'), ('one_se', '1 SE')):
+    table = sweep.table(rows, [{'method': 'weak', 'reading': [reading]}])
+    assert f'| {mark} |' in ' '.join(table.splitlines()[2].split())
 
 
 @pytest.mark.parametrize('arg', evidence.STUDIES)
