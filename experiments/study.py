@@ -109,7 +109,7 @@ def _alike(sets, sources):
   first, found = {}, dict(sets)
   for name, one in sets.items():
     # The training set can be large; packed rows of text have no ids.
-    if name in ('train', 'val') or not hasattr(sources[name], 'ids'):
+    if name == 'train' or not hasattr(sources[name], 'ids'):
       continue
     like = first.setdefault(tuple(sources[name].ids), name)
     if like != name:

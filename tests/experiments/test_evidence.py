@@ -239,6 +239,13 @@ def test_the_readings_of_a_sweep_and_of_another_study():
   control = named(list(found.values())[5])
   assert control['ADAMW, lr 0.0001']['Δ OOD mean acc'] == '+0.200'
   assert control['SPD, lr 0.0001']['Δ OOD mean acc'] == '-0.100'
+  # SPD's own line is of the seeds that its controls have.
+  rows = [r for r in study() if (r['phase'], r['seed']) != ('control', 1)]
+  found = evidence.readings(rows, MEANS, 'adamw')
+  spd = evidence.finals(rows)[2]
+  assert (spd['method'], spd['seed']) == ('spd_0.0001_0.3', 0)
+  line = found['Controls of SPD, lr 0.0001'][1]
+  assert line[1] == f'{spd["metrics"]["ID"]["accuracy"]:.3f}'
   controls = [row for row in study() if row['phase'] == 'control']
   found = evidence.readings(controls, MEANS, 'adamw')
   assert 'Controls of spd_0.0001_0.3' in found  # of rows that are not there
