@@ -19,7 +19,17 @@ import sys
 
 from absl import flags, logging
 
-from experiments import cli, log, page, report, resume, runs, study, sweep
+from experiments import (
+  cli,
+  evidence,
+  log,
+  page,
+  report,
+  resume,
+  runs,
+  study,
+  sweep,
+)
 
 
 def configure(config, *, seeds=None, methods=None, full=False):
@@ -209,6 +219,11 @@ def compare(config, sources):
     'validation. seconds:\nof training; the first run of a method compiles '
     'it.\n'
   )
+  for group in filter(evidence.is_idle, report.group(rows)):
+    print(
+      f'{group[0]["label"]} pulled back in under {evidence.ACTS:.0%} of its '
+      'decisions: it did not act,\nand says nothing for or against SPD.\n'
+    )
   if (folder / 'pictures').exists():
     files.append('pictures/')
   print(f'{folder}/: {", ".join(files)}')

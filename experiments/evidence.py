@@ -101,10 +101,15 @@ def _draws(row, score):
   return None if any(one is None for one in sets) else np.mean(sets, 0)
 
 
+def is_idle(group):
+  """Whether a method has SPD and it did not act, in the mean of its rows."""
+  decayed = [row['decayed'] for row in group if row['decayed'] is not None]
+  return bool(decayed) and float(np.mean(decayed)) < ACTS
+
+
 def verdict(group, difference):
   """What may be said of a method: 'better' only where nothing else fits."""
-  decayed = [row['decayed'] for row in group if row['decayed'] is not None]
-  if decayed and np.mean(decayed) < ACTS:
+  if is_idle(group):
     return 'did not act'
   if difference.n < 2:
     return 'one seed'

@@ -57,6 +57,21 @@ def test_no_row_is_run_twice_wherever_it_stops(config, started, tmp_path):
   assert 'params' not in names
 
 
+def test_spd_that_did_not_act_is_told(config, capsys):
+  for name in set(config.methods) - {'spd_1'}:
+    del config.methods[name]
+  idle = config.methods.spd_1.copy_and_resolve_references()
+  idle.update(label='SPD of none', condition='random', fire=(0.0,))
+  config.methods.idle = idle
+  rows = finish(config)
+  assert rows['spd_1', 0]['decayed'] > 0.05
+  printed = capsys.readouterr().out
+  told = [line for line in printed.splitlines() if 'did not act' in line]
+  assert told == [
+    'SPD of none 1 pulled back in under 1% of its decisions: it did not act,'
+  ]
+
+
 def test_more_methods_and_seeds_go_on(config, started, tmp_path, monkeypatch):
   methods = config.methods.to_dict()
   for name in set(methods) - {'zero_shot', 'lora'}:
