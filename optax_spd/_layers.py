@@ -94,13 +94,12 @@ class Layers:
     if not leaves:  # optax probes `init` with such a tree
       return self
     if mask is not None:
-      mask = _call(mask, params)
-      self = self._with_shapes(_masked_shape, self.match_prefix('mask', mask))
+      flags = self.match_prefix('mask', _call(mask, params))
+      self = self._with_shapes(_masked_shape, flags)
     for leaf in self.leaves:
       _check_dtype(caller, leaf)
     if layer_axes is not None:
-      layer_axes = _call(layer_axes, params)
-      axes = self.match_prefix('layer_axes', layer_axes)
+      axes = self.match_prefix('layer_axes', _call(layer_axes, params))
       self = self._with_shapes(_stacked_shape, axes)
     return self
 
@@ -141,10 +140,9 @@ class Layers:
       given = {name: where for name, where, _ in _tree.named_leaves(tree)}
       missing = [where for name, where in names.items() if name not in given]
       surplus = [where for name, where in given.items() if name not in names]
+      detail = f'missing {missing[:3]}, surplus {surplus[:3]}'
       if not missing and not surplus:
         detail = f'the containers differ: {" ".join(str(error).split())[:70]}'
-      else:
-        detail = f'missing {missing[:3]}, surplus {surplus[:3]}'
       raise ValueError(
         f'{self.caller}: {argument} must have the structure of the params: '
         f'{detail}.'
@@ -253,8 +251,7 @@ class Layers:
         mesh = x.sharding.mesh
         return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
       if len(x.sharding.device_set) == 1:
-        (device,) = x.sharding.device_set
-        return jax.sharding.SingleDeviceSharding(device)
+        return jax.sharding.SingleDeviceSharding(*x.sharding.device_set)
     return None
 
   @property
